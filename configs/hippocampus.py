@@ -1,0 +1,21 @@
+"""Medical Segmentation Decathlon, Task04: real MRI, on a laptop's CPU.
+
+python train.py configs/hippocampus.py --data.dataset PATH/TO/Task04_Hippocampus
+"""
+
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, OptimConfig, TrainConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        output="runs/hippocampus",
+        data=DataConfig(dataset="Task04_Hippocampus", batch_size=2),
+        net=NetOptions(
+            name="segmamba",
+            features=(8, 16, 32, 64),
+            blocks_per_stage=(1, 1, 1, 1),
+            decoder_blocks_per_stage=(1, 1, 1),
+        ),
+        optim=OptimConfig(learning_rate=3e-3, schedule="one_cycle", schedule_unit="step"),
+        train=TrainConfig(epochs=20, steps_per_epoch=50, validation_steps=10),
+    )

@@ -1,0 +1,32 @@
+"""Phantoms made on the spot: the smoke test, and the first thing to run.
+
+python train.py configs/quickstart.py
+"""
+
+from jaxmamba3d.config import (
+    DataConfig,
+    ExperimentConfig,
+    NetOptions,
+    OptimConfig,
+    PhantomConfig,
+    PredictConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        output="runs/quickstart",
+        data=DataConfig(
+            dataset="runs/quickstart/phantoms",
+            phantoms=PhantomConfig(cases=20),
+            patch_size=(16, 32, 32),
+            batch_size=2,
+        ),
+        net=NetOptions(
+            name="segmamba", features=(8, 16, 32), blocks_per_stage=(1, 1, 1), decoder_blocks_per_stage=(1, 1)
+        ),
+        optim=OptimConfig(learning_rate=3e-3, schedule="one_cycle", schedule_unit="step"),
+        train=TrainConfig(epochs=6, steps_per_epoch=50, validation_steps=8),
+        predict=PredictConfig(mirroring=False),
+    )

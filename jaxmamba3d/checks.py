@@ -1,0 +1,40 @@
+"""Checks of values and shapes; a failure is a ValueError that names argument, wish and find."""
+
+from collections.abc import Collection
+from typing import Any
+
+
+class UnsupportedError(RuntimeError):
+    """This backend or implementation cannot do what was asked; the message says why and what can."""
+
+
+def check_that(condition: bool, argument: str, wanted: str, found: Any) -> None:
+    """Raises ValueError("<argument> must be <wanted>, got <found>") unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{argument} must be {wanted}, got {found}")
+
+
+def check_positive(argument: str, value: float) -> None:
+    """Raises ValueError unless value > 0."""
+    check_that(value > 0, argument, "greater than 0", value)
+
+
+def check_choice(argument: str, value: Any, choices: Collection[Any]) -> None:
+    """Raises ValueError unless value is one of the choices."""
+    check_that(value in choices, argument, f"one of {', '.join(map(str, choices))}", repr(value))
+
+
+def check_shape(argument: str, array: Any, legend: str, shape: tuple[int | None, ...]) -> None:
+    """Raises ValueError unless `array.shape` equals `shape`, None standing for any size.
+
+    Args:
+        argument: the argument's name.
+        array: anything with a `shape`.
+        legend: the shape in words of the package's legend, such as "[B, L, D]".
+        shape: the sizes wanted.
+    """
+    found = tuple(array.shape)
+    matches = len(found) == len(shape) and all(w is None or w == f for w, f in zip(shape, found, strict=True))
+    if not matches:
+        wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+        raise ValueError(f"{argument} must have shape {legend} = {wanted}, got {list(found)}")

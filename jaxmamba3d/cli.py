@@ -1,0 +1,176 @@
+"""The command line: argument parsing only."""
+
+import logging
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from safetensors.numpy import load_file
+
+from jaxmamba3d import experiment
+from jaxmamba3d.checks import UnsupportedError, check_that
+from jaxmamba3d.config import ExperimentConfig
+from jaxmamba3d.data import find_images, open_workspace, plan_workspace
+from jaxmamba3d.evaluation import evaluate_folders
+
+Positional = tyro.conf.Positional
+Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one a core")]
+
+
+def plan(
+    dataset: Positional[Path],
+    /,
+    output: Path,
+    plans: Path | None = None,
+    splits: Path | None = None,
+    memory_gb: float = 8.0,
+    processes: Processes = None,
+) -> None:
+    """Check a dataset and plan spacing, patch size, normalisation and net for it.
+
+    Args:
+        dataset: folder in the Decathlon's or nnU-Net's raw layout.
+        output: work folder to make.
+        plans: an nnUNetPlans.json to take instead of planning.
+        splits: a splits_final.json to take instead of the 5-fold rule.
+        memory_gb: device memory to plan for.
+    """
+    plan_workspace(
+        dataset, output, plans_file=plans, splits_file=splits, memory_gb=memory_gb, processes=processes
+    )
+
+
+def preprocess(
+    work: Positional[Path], /, configuration: str = "3d_fullres", processes: Processes = None
+) -> None:
+    """Preprocess the cases of a work folder; finished ones are kept.
+
+    Args:
+        work: the folder that `jaxmamba3d plan` made.
+        configuration: which of the plans' configurations.
+    """
+    open_workspace(work).preprocess(configuration, processes=processes)
+
+
+def predict(
+    run: Positional[Path],
+    /,
+    input: Path,
+    output: Path,
+    folds: tuple[int, ...] = (),
+    checkpoint: Literal["latest", "best"] = "latest",
+    mirroring: bool = True,
+) -> None:
+    """Segment all images of a folder.
+
+    Args:
+        run: folder of a training run.
+        input: folder of images, CASE.nii.gz or CASE_0000.nii.gz, CASE_0001.nii.gz for channels.
+        output: folder of the segmentations CASE.nii.gz.
+        folds: trained folds to average; default: all that are there.
+        checkpoint: latest or best.
+        mirroring: average over mirrored copies (8 times the work).
+    """
+    trained = experiment.open_run(run)
+    found = folds or trained.trained_folds()
+    check_that(bool(found), f"run {run}", "trained for at least one fold", "no checkpoints")
+    cases = find_images(input, trained.net.in_channels)
+    experiment.predict(trained, cases, output, folds=found, checkpoint=checkpoint, mirroring=mirroring)
+
+
+def evaluate(
+    predictions: Positional[Path],
+    labels: Positional[Path],
+    /,
+    output: Path | None = None,
+    protocol: str = "default",
+) -> None:
+    """Score segmentations: Dice and HD95 for each case and class as CSV, JSON and Markdown.
+
+    Args:
+        predictions: folder of CASE.nii.gz.
+        labels: folder of the true CASE.nii.gz.
+        output: folder of the tables; default: PREDICTIONS/scores.
+        protocol: default, synapse8, synapse13, acdc or brats.
+    """
+    output = output or predictions / "scores"
+    evaluate_folders(predictions, labels, output, protocol=protocol)
+    sys.stdout.write((output / "summary.md").read_text())
+
+
+def import_weights(file: Positional[Path], /, output: Path) -> None:
+    """Replace a run's weights by the authors', converted to .safetensors or .npz under their own names.
+
+    Args:
+        file: all tensors of the PyTorch state_dict.
+        output: a run folder, for instance of `train.py ... --train.epochs 0`; its fold gets the weights.
+    """
+    weights = dict(np.load(file)) if file.suffix == ".npz" else load_file(file)
+    experiment.import_weights(experiment.open_run(output), weights)
+
+
+def train(arguments: list[str] | None = None) -> None:
+    """Run an experiment: `train CONFIG.py [--field value ...]`; any field of the config can be set."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    wish = "the path of a config file first, such as configs/quickstart.py"
+    check_that(
+        bool(arguments) and not arguments[0].startswith("-"), "train", wish, arguments[:1] or "nothing"
+    )
+    config = tyro.cli(
+        ExperimentConfig,
+        prog=f"train {arguments[0]}",
+        default=load_config(arguments[0]),
+        args=arguments[1:],
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    experiment.run_experiment(config)
+
+
+def load_config(path: str | Path) -> ExperimentConfig:
+    """What a config file's `get_config()` returns; it may import its siblings.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it has no get_config().
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        namespace = runpy.run_path(str(path))
+    finally:
+        sys.path.pop(0)
+    check_that("get_config" in namespace, str(path), "a file that defines get_config()", "none")
+    return namespace["get_config"]()
+
+
+COMMANDS = {
+    "plan": plan,
+    "preprocess": preprocess,
+    "predict": predict,
+    "evaluate": evaluate,
+    "import-weights": import_weights,
+}
+
+
+def run_command(command) -> None:
+    """Runs a command; what its user can mend ends it with one sentence instead of a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("jaxmamba3d").setLevel(logging.INFO)
+    try:
+        command()
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, UnsupportedError) as error:
+        logging.getLogger(__name__).debug("", exc_info=True)
+        sys.exit(f"error: {error}")
+
+
+def main() -> None:
+    """The `jaxmamba3d` command."""
+    if sys.argv[1:2] == ["train"]:
+        run_command(lambda: train(sys.argv[2:]))
+    else:
+        run_command(lambda: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxmamba3d"))

@@ -1,0 +1,305 @@
+"""The configuration of an experiment: frozen dataclasses, validated on construction, to and from JSON."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from jaxmamba3d.checks import check_choice, check_positive, check_that
+
+NETS = ("segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet")
+
+Triple = tuple[int, int, int]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetConfig:
+    """One network, complete: what `build_net` needs and what a checkpoint is checked against.
+
+    Args:
+        name: segmamba | bisegmamba | segmambaskip | multisegmamba | resunet.
+        in_channels: image channels.
+        num_classes: output classes K, background included.
+        features: channels of each stage, highest resolution first.
+        kernel_sizes: convolution kernel of each stage (voxels).
+        strides: stride of each stage's first convolution (voxels).
+        blocks_per_stage: residual blocks of each encoder stage.
+        decoder_blocks_per_stage: residual blocks of each decoder stage, highest resolution LAST
+            (nnU-Net's order); one fewer than the encoder's stages.
+        deep_supervision: return logits of every decoder stage, highest resolution first.
+        dtype: compute dtype, "float32" or "bfloat16"; parameters, norms and the scan stay float32.
+        remat: recompute each Mamba block in the backward pass instead of storing its activations.
+        scan_implementation: see `selective_scan`; None picks for the backend.
+    """
+
+    name: str
+    in_channels: int
+    num_classes: int
+    features: tuple[int, ...]
+    kernel_sizes: tuple[Triple, ...]
+    strides: tuple[Triple, ...]
+    blocks_per_stage: tuple[int, ...]
+    decoder_blocks_per_stage: tuple[int, ...]
+    deep_supervision: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    scan_implementation: str | None = None
+
+    def __post_init__(self):
+        for field in ("features", "kernel_sizes", "strides", "blocks_per_stage", "decoder_blocks_per_stage"):
+            object.__setattr__(self, field, _tuples(getattr(self, field)))
+        check_choice("name", self.name, NETS)
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_positive("in_channels", self.in_channels)
+        check_that(self.num_classes >= 2, "num_classes", "at least 2 (background included)", self.num_classes)
+        stages = len(self.features)
+        check_that(stages >= 2, "features", "one entry a stage, at least 2", self.features)
+        for field, count in (
+            ("kernel_sizes", stages),
+            ("strides", stages),
+            ("blocks_per_stage", stages),
+            ("decoder_blocks_per_stage", stages - 1),
+        ):
+            value = getattr(self, field)
+            wanted = f"{count} entries because features has {stages} stages"
+            check_that(len(value) == count, field, wanted, f"{len(value)}: {value}")
+        for field in ("features", "blocks_per_stage", "decoder_blocks_per_stage"):
+            for entry in getattr(self, field):
+                check_positive(field, entry)
+        for field in ("kernel_sizes", "strides"):
+            for entry in getattr(self, field):
+                valid = len(entry) == 3 and all(isinstance(n, int) and n >= 1 for n in entry)
+                check_that(valid, field, "three whole numbers >= 1 for each stage", entry)
+        for kernel in self.kernel_sizes:
+            check_that(all(n % 2 for n in kernel), "kernel_sizes", "odd sizes", kernel)
+
+    @property
+    def total_stride(self) -> Triple:
+        """Voxels of the input for one voxel of the bottleneck, by axis: spatial sizes must divide by it."""
+        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(3))
+
+
+@dataclasses.dataclass(frozen=True)
+class NetOptions:
+    """Which network an experiment trains; a field left None is taken from the plans."""
+
+    name: str = "segmamba"
+    features: tuple[int, ...] | None = None
+    blocks_per_stage: tuple[int, ...] | None = None
+    decoder_blocks_per_stage: tuple[int, ...] | None = None
+    deep_supervision: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    scan_implementation: str | None = None
+
+    def __post_init__(self):
+        check_choice("net.name", self.name, NETS)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomConfig:
+    """A small made-up dataset, written before training when the dataset folder does not exist yet."""
+
+    cases: int = 16
+    shape: Triple = (24, 48, 40)
+    spacing: tuple[float, float, float] = (2.0, 1.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self):
+        check_that(self.cases >= 5, "data.phantoms.cases", "at least 5 (one a fold)", self.cases)
+        check_that(min(self.shape) >= 16, "data.phantoms.shape", "at least 16 voxels an axis", self.shape)
+        check_that(min(self.spacing) > 0, "data.phantoms.spacing", "positive millimetres", self.spacing)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the data is and how patches are drawn.
+
+    Args:
+        dataset: dataset folder, in the Decathlon's or nnU-Net's raw layout.
+        work: folder of plans and preprocessed cases; None: `work` inside the run folder.
+        plans: an nnUNetPlans.json to use instead of planning.
+        splits: a splits_final.json to use instead of the 5-fold rule.
+        configuration: the plans' configuration.
+        fold: which split is validated on.
+        patch_size, batch_size: override the plans'.
+        foreground_fraction: share of a batch's patches that must hold foreground.
+        read_threads: threads that read patches ahead of the device.
+        phantoms: make this dataset first if the folder is missing.
+    """
+
+    dataset: str = ""
+    work: str | None = None
+    plans: str | None = None
+    splits: str | None = None
+    configuration: str = "3d_fullres"
+    fold: int = 0
+    patch_size: Triple | None = None
+    batch_size: int | None = None
+    foreground_fraction: float = 0.33
+    read_threads: int = 2
+    phantoms: PhantomConfig | None = None
+
+    def __post_init__(self):
+        check_that(self.fold >= 0, "data.fold", "0 or more", self.fold)
+        fraction = self.foreground_fraction
+        check_that(0 <= fraction <= 1, "data.foreground_fraction", "a share from 0 to 1", fraction)
+        check_positive("data.read_threads", self.read_threads)
+        if self.batch_size is not None:
+            check_positive("data.batch_size", self.batch_size)
+        if self.patch_size is not None:
+            check_that(min(self.patch_size) >= 1, "data.patch_size", "three sizes >= 1", self.patch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """RAdam with coupled weight decay, and a learning-rate schedule.
+
+    Args:
+        learning_rate: the highest learning rate.
+        weight_decay: added to the gradient, on all parameters.
+        gradient_clip: the gradient's global norm is clipped to this.
+        schedule: cosine (rises again after `cosine_period`), one_cycle or constant.
+        schedule_unit: the rate changes with each epoch, as published, or with each step, for short runs.
+        cosine_period: epochs from the highest to the lowest rate.
+        cosine_floor: the lowest rate of the cosine schedule.
+        warmup_fraction: share of the training in which one_cycle rises.
+        final_div_factor: one_cycle ends at its first rate divided by this.
+    """
+
+    learning_rate: float = 3e-4
+    weight_decay: float = 3e-5
+    gradient_clip: float = 12.0
+    schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
+    schedule_unit: Literal["epoch", "step"] = "epoch"
+    cosine_period: int = 100
+    cosine_floor: float = 5e-6
+    warmup_fraction: float = 0.1
+    final_div_factor: float = 1e8
+
+    def __post_init__(self):
+        check_choice("optim.schedule", self.schedule, ("cosine", "one_cycle", "constant"))
+        check_choice("optim.schedule_unit", self.schedule_unit, ("epoch", "step"))
+        check_positive("optim.learning_rate", self.learning_rate)
+        check_positive("optim.gradient_clip", self.gradient_clip)
+        check_positive("optim.cosine_period", self.cosine_period)
+        check_that(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
+        warmup = self.warmup_fraction
+        check_that(0 < warmup < 1, "optim.warmup_fraction", "a share between 0 and 1", warmup)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train and what to keep.
+
+    Args:
+        epochs: epochs to train.
+        steps_per_epoch: optimizer steps an epoch (nnU-Net: 250).
+        validation_steps: validation batches an epoch (nnU-Net: 50).
+        mirror_axes: axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random.
+        keep_checkpoints: how many latest checkpoints stay on disk beside the best.
+        seed: of initialisation, patch order and augmentation.
+    """
+
+    epochs: int = 1000
+    steps_per_epoch: int = 250
+    validation_steps: int = 50
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    keep_checkpoints: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints"):
+            check_positive(f"train.{field}", getattr(self, field))
+        valid = set(self.mirror_axes) <= {0, 1, 2}
+        check_that(valid, "train.mirror_axes", "axes out of 0, 1, 2", self.mirror_axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """How whole volumes are predicted.
+
+    Args:
+        tile_step: distance of neighbouring windows as a share of the window.
+        mirroring: average over mirrored copies along the training's mirror axes.
+        window_batch: windows predicted at once.
+    """
+
+    tile_step: float = 0.5
+    mirroring: bool = True
+    window_batch: int = 1
+
+    def __post_init__(self):
+        check_that(0 < self.tile_step <= 1, "predict.tile_step", "a share in (0, 1]", self.tile_step)
+        check_positive("predict.window_batch", self.window_batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything a run depends on. `output` is the run folder that all results go to."""
+
+    output: str
+    data: DataConfig = DataConfig()
+    net: NetOptions = NetOptions()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+
+    def __post_init__(self):
+        check_that(bool(self.output), "output", "the folder of the run", repr(self.output))
+
+
+def to_json(config: Any) -> str:
+    """Any of these dataclasses as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def read_json(cls: type[T], path: str | Path) -> T:
+    """The dataclass `cls` from a file that `to_json` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not JSON, or a field is unknown, missing or out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it should hold a {cls.__name__}")
+    try:
+        return from_dict(cls, json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+    """The dataclass `cls` from nested dictionaries; lists become tuples.
+
+    Raises:
+        ValueError: a field is unknown, missing or out of range.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    check_that(not unknown, cls.__name__, f"only the fields {sorted(hints)}", f"also {unknown}")
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(data))
+    check_that(not missing, cls.__name__, f"the fields {sorted(required)}", f"none for {missing}")
+    return cls(**{name: _convert(hints[name], value) for name, value in data.items()})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if isinstance(hint, types.UnionType) and value is not None:
+        hint = next(member for member in typing.get_args(hint) if member is not type(None))
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value)
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,48 @@
+"""Datasets: reading, checks, plans, preprocessing and its inverse; NumPy alone.
+
+The input pipeline is in `jaxmamba3d.data.pipeline` and is not imported here, because Grain imports jax, which
+worker processes must not.
+"""
+
+from jaxmamba3d.data.dataset import Case, Dataset, find_images, read_dataset
+from jaxmamba3d.data.export import export_segmentation
+from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
+from jaxmamba3d.data.inspection import check_dataset
+from jaxmamba3d.data.nifti import Volume, read_label, read_volume, write_segmentation
+from jaxmamba3d.data.phantoms import write_phantom_dataset
+from jaxmamba3d.data.planning import plan_dataset
+from jaxmamba3d.data.plans import Configuration, Plans, load_plans, save_plans
+from jaxmamba3d.data.preprocessing import PreprocessedCase, preprocess_case, preprocess_dataset
+from jaxmamba3d.data.splits import load_splits, make_splits
+from jaxmamba3d.data.workspace import Workspace, open_workspace, plan_workspace
+
+__all__ = [
+    "Case",
+    "Configuration",
+    "Dataset",
+    "Fingerprint",
+    "Plans",
+    "PreprocessedCase",
+    "Volume",
+    "Workspace",
+    "check_dataset",
+    "compute_fingerprint",
+    "export_segmentation",
+    "find_images",
+    "load_fingerprint",
+    "load_plans",
+    "load_splits",
+    "make_splits",
+    "open_workspace",
+    "plan_dataset",
+    "plan_workspace",
+    "preprocess_case",
+    "preprocess_dataset",
+    "read_dataset",
+    "read_label",
+    "read_volume",
+    "save_fingerprint",
+    "save_plans",
+    "write_phantom_dataset",
+    "write_segmentation",
+]

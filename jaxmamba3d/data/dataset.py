@@ -1,0 +1,184 @@
+"""Dataset folders in the layouts of the Medical Segmentation Decathlon and of nnU-Net's raw data."""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxmamba3d.checks import check_that
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient: a 3D file a channel, or one file with all channels; label None where there is none."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training dataset.
+
+    Args:
+        name: of the folder, or as dataset.json says.
+        folder: absolute.
+        channel_names: one a channel; they decide the normalisation.
+        labels: class name -> label value, background 0 included.
+        cases: sorted by name.
+    """
+
+    name: str
+    folder: Path
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    cases: tuple[Case, ...]
+
+
+def read_dataset(folder: str | Path) -> Dataset:
+    """Reads dataset.json and lists the training cases; image files are not opened.
+
+    Raises:
+        FileNotFoundError: the folder or its dataset.json is missing.
+        ValueError: dataset.json is of neither layout, or there are no cases.
+    """
+    folder = Path(folder).resolve()
+    path = folder / "dataset.json"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such dataset folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; a dataset of the Decathlon or of nnU-Net has one")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON, got text that is not: {error}") from error
+    check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
+    channel_names = _channel_names(path, content.get("channel_names", content.get("modality")))
+    check_that(isinstance(content.get("labels"), dict), str(path), "of the Decathlon or nnU-Net", "no labels")
+    labels = _labels(path, content["labels"])
+    if isinstance(content.get("training"), list):
+        cases = _decathlon_cases(folder, content["training"])
+    else:
+        cases = _raw_cases(folder, content, len(channel_names))
+    check_that(bool(cases), str(folder), "a folder with training cases", "none")
+    announced = content.get("numTraining", len(cases))
+    if announced != len(cases):
+        logger.warning("%s says numTraining %s, but there are %d cases", path, announced, len(cases))
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    check_that(not twice, str(path), "one entry a case", f"several for {twice}")
+    return Dataset(
+        name=folder.name,
+        folder=folder,
+        channel_names=channel_names,
+        labels=labels,
+        cases=tuple(sorted(cases, key=lambda case: case.name)),
+    )
+
+
+def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
+    """The cases of a folder of images alone, for prediction.
+
+    CASE_0000.nii.gz, CASE_0001.nii.gz ... (nnU-Net) are one case's channels; files without such numbers
+    (Decathlon) are a case each.
+
+    Raises:
+        FileNotFoundError: no such folder, or it has no NIfTI files.
+        ValueError: a case lacks channels or has too many, or only some files are numbered.
+    """
+    folder = Path(folder)
+    files = _nifti_files(folder)
+    numbered = _by_case(files)
+    if not numbered:
+        return tuple(Case(_stem(path), (path,)) for path in files)
+    stray = len(files) - sum(map(len, numbered.values()))
+    check_that(stray == 0, f"images in {folder}", "all numbered by channel, or none", f"{stray} that are not")
+    wanted = [f"{channel:04d}" for channel in range(channels)]
+    wrong = [
+        f"{name} has {', '.join(found)}"
+        for name, paths in numbered.items()
+        if (found := [_stem(path)[-4:] for path in paths]) != wanted
+    ]
+    check_that(not wrong, f"images in {folder}", f"channels {', '.join(wanted)} a case", "; ".join(wrong))
+    return tuple(Case(name, tuple(paths)) for name, paths in numbered.items())
+
+
+def _channel_names(path: Path, entries: Any) -> tuple[str, ...]:
+    numbered = isinstance(entries, dict) and sorted(entries) == sorted(map(str, range(len(entries))))
+    wish = 'channel names by number, such as {"0": "CT"}'
+    check_that(numbered and bool(entries), f"{path}: channel_names (or modality)", wish, entries)
+    return tuple(str(entries[str(channel)]) for channel in range(len(entries)))
+
+
+def _labels(path: Path, entries: dict[str, Any]) -> dict[str, int]:
+    """Class name -> value; the Decathlon writes it the other way round."""
+    try:
+        if all(key.isdigit() for key in entries):
+            labels = {str(name): int(value) for value, name in entries.items()}
+        else:
+            labels = {name: int(value) for name, value in entries.items()}
+    except (TypeError, ValueError) as error:
+        wish = "one value a label (regions of several are not supported yet)"
+        raise ValueError(f"{path}: labels must be {wish}, got {entries}") from error
+    values = sorted(labels.values())
+    check_that(values == list(range(len(values))), f"{path}: labels", "0, 1, 2, ... without gaps", values)
+    return labels
+
+
+def _decathlon_cases(folder: Path, entries: list[Any]) -> list[Case]:
+    try:
+        return [
+            Case(_stem(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
+            for entry in entries
+        ]
+    except (KeyError, TypeError) as error:
+        wish = 'a list of {"image": file, "label": file}'
+        raise ValueError(f"{folder / 'dataset.json'}: training must be {wish}, got {entries[:1]}") from error
+
+
+def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Case]:
+    """The cases of imagesTr; a channel that is not there is listed, for the check of files to find."""
+    ending = content.get("file_ending", ENDINGS[0])
+    check_that(
+        ending in ENDINGS, f"{folder / 'dataset.json'}: file_ending", f"one of {ENDINGS}", repr(ending)
+    )
+    images = folder / "imagesTr"
+    files = _nifti_files(images)
+    cases = _by_case(files)
+    stray = sorted(set(files) - {path for paths in cases.values() for path in paths})
+    check_that(not stray, f"files of {images}", "CASE_0000, CASE_0001, ...", [path.name for path in stray])
+    expected = {name: {images / f"{name}_{n:04d}{ending}" for n in range(channels)} for name in cases}
+    return [
+        Case(name, tuple(sorted(expected[name] | set(found))), folder / "labelsTr" / f"{name}{ending}")
+        for name, found in cases.items()
+    ]
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of images")
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS) and path.name[0] != ".")
+    if not files:
+        raise FileNotFoundError(f"{folder}: no .nii.gz or .nii files here")
+    return files
+
+
+def _by_case(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files whose name ends in _0000, _0001, ... grouped by the name before it."""
+    cases: dict[str, list[Path]] = {}
+    for path in files:
+        name, _, channel = _stem(path).rpartition("_")
+        if name and len(channel) == 4 and channel.isdigit():
+            cases.setdefault(name, []).append(path)
+    return cases
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")

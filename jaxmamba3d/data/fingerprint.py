@@ -1,0 +1,107 @@
+"""The fingerprint of a dataset: the facts that its plans follow from."""
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmamba3d.checks import check_that
+from jaxmamba3d.data.cropping import crop_to_nonzero
+from jaxmamba3d.data.dataset import Case, Dataset
+from jaxmamba3d.data.nifti import read_label, read_volume
+from jaxmamba3d.data.parallel import map_cases
+
+INTENSITY_SAMPLES = int(10e7)
+"""Foreground voxels that the intensity statistics of a whole dataset are taken from."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """nnU-Net's dataset_fingerprint.json.
+
+    Args:
+        spacings: of each case, [Z, Y, X] mm.
+        shapes_after_crop: of each case, voxels.
+        foreground_intensity_properties_per_channel: mean, median, std, min, max and the 0.5 and 99.5
+            percentiles of foreground voxels, by channel number.
+        median_relative_size_after_cropping: voxels left by the crop to the nonzero box, as a share.
+    """
+
+    spacings: tuple[tuple[float, ...], ...]
+    shapes_after_crop: tuple[tuple[int, ...], ...]
+    foreground_intensity_properties_per_channel: dict[str, dict[str, float]]
+    median_relative_size_after_cropping: float
+
+
+def compute_fingerprint(dataset: Dataset, *, processes: int | None = None) -> Fingerprint:
+    """Reads every case once, in parallel.
+
+    Args:
+        dataset: labelled cases.
+        processes: worker processes; None: one for each core.
+
+    Raises:
+        ValueError: a file cannot be read, or no case has foreground.
+
+    Source: nnU-Net v2, experiment_planning/dataset_fingerprint/fingerprint_extractor.py.
+    """
+    samples = INTENSITY_SAMPLES // len(dataset.cases)
+    case_facts = functools.partial(_case_facts, samples)
+    facts = map_cases(case_facts, dataset.cases, processes=processes, description="fingerprint")
+    spacings, shapes, relative_sizes, intensities = zip(*facts, strict=True)
+    foreground = any(len(case[0]) for case in intensities)
+    check_that(foreground, f"labels of {dataset.folder}", "above 0 in at least one case", "0 alone")
+    return Fingerprint(
+        spacings=spacings,
+        shapes_after_crop=shapes,
+        foreground_intensity_properties_per_channel={
+            str(channel): _statistics(np.concatenate([case[channel] for case in intensities]))
+            for channel in range(len(dataset.channel_names))
+        },
+        median_relative_size_after_cropping=float(np.median(relative_sizes)),
+    )
+
+
+def load_fingerprint(path: str | Path) -> Fingerprint:
+    """Reads nnU-Net's dataset_fingerprint.json."""
+    content: dict[str, Any] = json.loads(Path(path).read_text())
+    return Fingerprint(
+        spacings=tuple(map(tuple, content["spacings"])),
+        shapes_after_crop=tuple(map(tuple, content["shapes_after_crop"])),
+        foreground_intensity_properties_per_channel=content["foreground_intensity_properties_per_channel"],
+        median_relative_size_after_cropping=content["median_relative_size_after_cropping"],
+    )
+
+
+def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
+    """Writes nnU-Net's dataset_fingerprint.json."""
+    Path(path).write_text(json.dumps(dataclasses.asdict(fingerprint), indent=2) + "\n")
+
+
+def _case_facts(samples: int, case: Case):
+    """Spacing, shape after the crop, relative size, and for each channel sampled foreground intensities."""
+    volume = read_volume(case.images)
+    label, _ = read_label(case.label)
+    image, label, _ = crop_to_nonzero(volume.array, label)
+    foreground = label > 0
+    rng = np.random.RandomState(1234)
+    intensities = []
+    for channel in image:
+        values = channel[foreground]
+        # A case without foreground adds nothing, but in float64: nnU-Net then computes the statistics in it.
+        intensities.append(rng.choice(values, samples, replace=True) if len(values) else np.empty(0))
+    relative_size = np.prod(image.shape[1:]) / np.prod(volume.array.shape[1:])
+    return volume.spacing, image.shape[1:], relative_size, intensities
+
+
+def _statistics(values: np.ndarray) -> dict[str, float]:
+    """Statistics of all sampled intensities, which are reordered."""
+    # Sums before percentiles: their last bits follow the order.
+    moments = {"mean": np.mean(values), "std": np.std(values), "min": np.min(values), "max": np.max(values)}
+    low, median, high = np.percentile(values, (0.5, 50.0, 99.5), overwrite_input=True)
+    percentiles = {"median": median, "percentile_00_5": low, "percentile_99_5": high}
+    return {name: float(value) for name, value in (moments | percentiles).items()}

@@ -1,0 +1,74 @@
+"""Many cases at once, in processes of their own."""
+
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import multiprocessing
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_cases(
+    function: Callable[[Item], Result], items: Sequence[Item], *, processes: int | None, description: str
+) -> list[Result]:
+    """The function's result for each item, in order, with a progress bar.
+
+    Args:
+        function: of a module, or a `functools.partial` of one; imports no jax.
+        items: what it is called with.
+        processes: worker processes; None: one for each core, 1: this process does the work itself.
+        description: of the progress bar.
+
+    Raises:
+        RuntimeError: a worker process was killed.
+        Exception: what the function raised; items not begun then are given up.
+    """
+    bar = tqdm(total=len(items), desc=description, unit="case")
+    workers = min(processes or os.cpu_count() or 1, len(items))
+    with bar:
+        if workers <= 1:
+            return [_counted(bar, function(item)) for item in items]
+        # Spawned, not forked: the parent may run jax's threads, which a fork leaves in an unknown state.
+        context = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        try:
+            with _without_main_module():
+                jobs = [pool.submit(function, item) for item in items]
+            for job in concurrent.futures.as_completed(jobs):
+                _counted(bar, job.result())
+            return [job.result() for job in jobs]
+        except concurrent.futures.process.BrokenProcessPool as error:
+            wish = f"start again with fewer than {workers} processes"
+            raise RuntimeError(
+                f"{description}: a worker process died, probably for lack of memory; {wish}"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _counted(bar: tqdm, result: Result) -> Result:
+    bar.update()
+    return result
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Workers that start inside do not import the program again that started them.
+
+    They need none of it, it may import jax, and without an `if __name__ == "__main__"` it would start
+    workers of its own.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

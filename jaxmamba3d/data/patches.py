@@ -1,0 +1,111 @@
+"""Where patches are cut: nnU-Net's foreground sampling, as pure functions of a random generator."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+TABLE_SEED = 1234
+TABLE_VOXELS, TABLE_SHARE = 10_000, 0.01
+
+Triple = tuple[int, int, int]
+
+
+def foreground_table(label: np.ndarray, classes: Sequence[int]) -> dict[int, np.ndarray]:
+    """Voxels of each class that is present, from which the centres of forced patches are drawn.
+
+    Of the n voxels of a class max(min(10000, n), ceil(0.01 n)) are kept, drawn without replacement from one
+    `RandomState(1234)` that goes over the classes in order.
+
+    Args:
+        label: [X, Y, Z], any integer dtype.
+        classes: foreground classes, ascending.
+
+    Returns:
+        class -> [n, 3] int32, in the order drawn.
+
+    Source: nnU-Net, preprocessing/preprocessors/default_preprocessor.py, `_sample_foreground_locations`.
+    """
+    random = np.random.RandomState(TABLE_SEED)
+    table = {}
+    for number in classes:
+        voxels = np.flatnonzero(label == number)
+        if voxels.size:
+            count = max(min(TABLE_VOXELS, voxels.size), math.ceil(TABLE_SHARE * voxels.size))
+            drawn = voxels[random.choice(voxels.size, count, replace=False)]
+            table[number] = np.stack(np.unravel_index(drawn, label.shape), axis=1).astype(np.int32)
+    return table
+
+
+def is_forced(position: int, batch_size: int, foreground_fraction: float) -> bool:
+    """Whether the sample at this position of a batch must hold foreground: the last ones of each batch do."""
+    return position >= round(batch_size * (1 - foreground_fraction))
+
+
+def corner_bounds(
+    shape: Sequence[int], patch_size: Sequence[int], final_patch_size: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lowest and highest lower corner of a patch, by axis, both included.
+
+    A patch may reach over the border by half of what augmentation cuts off again (patch minus final patch),
+    or by half of what the volume is smaller than the patch.
+
+    Args:
+        shape: of the volume, voxels.
+        patch_size: of the patch that is cut.
+        final_patch_size: of what the net will see of it.
+    """
+    lowest, highest = [], []
+    for size, patch, final in zip(shape, patch_size, final_patch_size, strict=True):
+        padding = max(patch - final, patch - size)
+        lowest.append(-padding // 2)
+        highest.append(size + padding // 2 + padding % 2 - patch)
+    return tuple(lowest), tuple(highest)
+
+
+def draw_corner(
+    generator: np.random.Generator,
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    final_patch_size: Sequence[int],
+    foreground: Sequence[np.ndarray],
+) -> tuple[int, ...]:
+    """The lower corner of a random patch.
+
+    Args:
+        generator: source of randomness.
+        shape, patch_size, final_patch_size: see `corner_bounds`.
+        foreground: voxels [n, 3] of each class present; if there are any, a class is drawn uniformly, then
+            one of its voxels, and the patch is centred there, or as near as the lowest corner
+            allows. Empty: the corner is uniform within the bounds.
+
+    Source: nnU-Net, training/dataloading/data_loader.py, `get_bbox`.
+    """
+    lowest, highest = corner_bounds(shape, patch_size, final_patch_size)
+    if not foreground:
+        return tuple(generator.integers(lowest, highest, endpoint=True).tolist())
+    voxels = foreground[generator.integers(len(foreground))]
+    voxel = voxels[generator.integers(len(voxels))].tolist()
+    return tuple(
+        max(low, centre - patch // 2) for low, centre, patch in zip(lowest, voxel, patch_size, strict=True)
+    )
+
+
+def cut(volume: np.ndarray, corner: Sequence[int], patch_size: Sequence[int], fill: float) -> np.ndarray:
+    """A patch [*patch_size, ...] from a lower corner, `fill` where it reaches outside the volume.
+
+    Args:
+        volume: [X, Y, Z, ...], may be a memory map: only the patch is read.
+        corner: lower corner, voxels; may be negative.
+        patch_size: voxels.
+        fill: value outside.
+    """
+    patch = np.full((*patch_size, *volume.shape[3:]), fill, volume.dtype)
+    source, target = [], []
+    for low, length, size in zip(corner, patch_size, volume.shape[:3], strict=True):
+        start = max(low, 0)
+        stop = max(min(low + length, size), start)
+        source.append(slice(start, stop))
+        target.append(slice(start - low, stop - low))
+    patch[tuple(target)] = volume[tuple(source)]
+    return patch

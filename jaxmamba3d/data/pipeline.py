@@ -1,0 +1,112 @@
+"""Training batches from preprocessed cases, read ahead by threads (Grain)."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from jaxmamba3d.checks import check_positive, check_that
+from jaxmamba3d.data.case_files import IMAGE, open_case, read_foreground
+from jaxmamba3d.data.cropping import OUTSIDE
+from jaxmamba3d.data.patches import Triple, cut, draw_corner, is_forced
+
+# Samples until the stream ends: more than any training draws, and within int64 after any arithmetic on it.
+ENDLESS = 2**48
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchSource:
+    """Sample i of the endless stream of patches, a pure function of (seed, i).
+
+    Args:
+        folders: of the preprocessed cases.
+        patch_size: voxels that are cut.
+        final_patch_size: voxels that the net will see of them.
+        batch_size: of the global batch; its last samples are forced to hold foreground.
+        foreground_fraction: share of forced samples.
+        seed: of the stream.
+    """
+
+    folders: tuple[Path, ...]
+    patch_size: Triple
+    final_patch_size: Triple
+    batch_size: int
+    foreground_fraction: float
+    seed: int
+
+    def __call__(self, i: int) -> dict[str, np.ndarray]:
+        """{"image": [X, Y, Z, C] float32, "label": [X, Y, Z] int16}; outside the volume both are 0."""
+        generator = np.random.default_rng((self.seed, i))
+        folder = self.folders[generator.integers(len(self.folders))]
+        case = open_case(folder)
+        forced = is_forced(i % self.batch_size, self.batch_size, self.foreground_fraction)
+        foreground = read_foreground(folder) if forced else ()
+        corner = draw_corner(generator, case.label.shape, self.patch_size, self.final_patch_size, foreground)
+        label = cut(case.label, corner, self.patch_size, OUTSIDE)
+        # From here on what is outside body or volume is background.
+        label[label == OUTSIDE] = 0
+        return {"image": cut(case.image, corner, self.patch_size, 0), "label": label}
+
+
+def training_batches(
+    cases_folder: str | Path,
+    case_names: Sequence[str],
+    *,
+    patch_size: Triple,
+    batch_size: int,
+    final_patch_size: Triple | None = None,
+    foreground_fraction: float = 0.33,
+    seed: int = 0,
+    threads: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator of random patches; cases are drawn with replacement.
+
+    Sample i of the stream depends on (seed, i) alone. A process yields its contiguous part of every global
+    batch: the parts of all processes, in order, are the batch that one process would yield. `get_state` and
+    `set_state` resume exactly.
+
+    Args:
+        cases_folder: output of `preprocess_dataset`.
+        case_names: cases to draw from.
+        patch_size: voxels (X, Y, Z) that are cut.
+        batch_size: samples of the global batch, of all processes together.
+        final_patch_size: what the net will see of the patch after augmentation (rotations need more than
+            they keep); None: all of it. See `patches.corner_bounds`.
+        foreground_fraction: share of every batch, its last samples, that is centred on foreground.
+        seed: of the stream; training and validation take different ones.
+        threads: threads that read ahead.
+        process_index, process_count: this process among those that train together.
+
+    Returns:
+        iterator of {"image": [B, X, Y, Z, C] float32, "label": [B, X, Y, Z] int16}, B = batch_size /
+        process_count. Outside the volume the image is 0; label -1 (outside the body or the volume) is 0.
+
+    Raises:
+        FileNotFoundError: a case is not in the folder.
+        ValueError: no cases, or the batch does not divide among the processes.
+    """
+    check_that(len(case_names) > 0, "case_names", "at least one case", "none")
+    check_positive("batch_size", batch_size)
+    divides = batch_size % process_count == 0
+    check_that(divides, "batch_size", f"a multiple of the {process_count} processes", batch_size)
+    folders = tuple(Path(cases_folder) / name for name in case_names)
+    for folder in folders:
+        if not (folder / IMAGE).is_file():
+            raise FileNotFoundError(f"{folder}: no preprocessed case; run `jaxmamba3d preprocess`")
+    patch_size = tuple(patch_size)
+    source = PatchSource(
+        folders, patch_size, tuple(final_patch_size or patch_size), batch_size, foreground_fraction, seed
+    )
+    local = batch_size // process_count
+
+    def own_sample(n: int) -> dict[str, np.ndarray]:
+        batch, position = divmod(n, local)
+        return source(batch * batch_size + process_index * local + position)
+
+    dataset = grain.MapDataset.range(ENDLESS // local * local).map(own_sample).batch(local)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,119 @@
+"""Resampling between voxel spacings: nnU-Net's rules, for images, label maps and logits.
+
+Two modes. Nearly isotropic volumes are resampled in 3D at once. Volumes whose slices lie more than three
+times as far apart as their pixels are resampled slice by slice, and slices are then repeated or dropped:
+interpolating across distant slices would make up anatomy ("separate z" in nnU-Net's words).
+
+Source: nnU-Net, preprocessing/resampling/default_resampling.py; skimage.transform.resize, which it calls.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+ANISOTROPY_THRESHOLD = 3
+IMAGE_ORDER, LOGITS_ORDER, LABEL_ORDER = 3, 1, 1
+
+
+def resampled_shape(
+    shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
+) -> tuple[int, ...]:
+    """Voxels by axis after a change of spacing: round(old / new * n), halves to even; spacings in mm."""
+    return tuple(
+        round(float(old) / float(new) * n) for old, new, n in zip(spacing, new_spacing, shape, strict=True)
+    )
+
+
+def separate_axis(spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
+    """The axis across slices if a change of spacing goes slice by slice, else None.
+
+    The current spacing (mm) is asked first, the new one only if the current is nearly isotropic. Two equally
+    coarse axes count as none.
+    """
+    for candidate in (spacing, new_spacing):
+        coarsest = max(candidate)
+        if coarsest / min(candidate) > ANISOTROPY_THRESHOLD:
+            axes = [axis for axis, size in enumerate(candidate) if size == coarsest]
+            return axes[0] if len(axes) == 1 else None
+    return None
+
+
+def resample_image(volume: np.ndarray, shape: Sequence[int], axis: int | None, *, order: int) -> np.ndarray:
+    """A volume of numbers at another shape.
+
+    Args:
+        volume: [X, Y, Z], any float dtype.
+        shape: the new shape.
+        axis: what `separate_axis` says.
+        order: of the spline; `IMAGE_ORDER` or `LOGITS_ORDER`.
+
+    Returns:
+        an array of the new shape in the volume's dtype; the volume itself if it has that shape already.
+
+    Numerics: float64 inside, clipped to the minimum and maximum of what is interpolated (one slice under
+    separate z), then rounded to the volume's dtype.
+    """
+    return _resample(volume, tuple(shape), axis, lambda part, size: _zoom(part, size, order))
+
+
+def resample_label(volume: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
+    """A label map at another shape: each label's indicator is interpolated linearly, the largest wins.
+
+    An exact tie goes to the nearest-neighbour label if that is among the tied, else to the smallest.
+
+    Args:
+        volume: [X, Y, Z], any integer dtype.
+        shape: the new shape.
+        axis: what `separate_axis` says.
+
+    Returns:
+        an array of the new shape in the volume's dtype; the volume itself if it has that shape already.
+    """
+    return _resample(volume, tuple(shape), axis, _vote)
+
+
+Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+def _resample(volume: np.ndarray, shape: tuple[int, ...], axis: int | None, resize: Resize) -> np.ndarray:
+    if volume.shape == shape:
+        return volume
+    resampled = np.empty(shape, volume.dtype)
+    if axis is None:
+        resampled[...] = resize(volume, shape)
+        return resampled
+    slices, new_slices = np.moveaxis(volume, axis, 0), np.moveaxis(resampled, axis, 0)
+    source = _nearest_slices(len(slices), len(new_slices))
+    for index in np.unique(source):
+        new_slices[source == index] = resize(slices[index], new_slices.shape[1:])
+    return resampled
+
+
+def _nearest_slices(count: int, new_count: int) -> np.ndarray:
+    """For each new slice the old one nearest to its centre, s * (i + 0.5) - 0.5; halves go up."""
+    centres = count / new_count * (np.arange(new_count) + 0.5) - 0.5
+    return np.clip(np.floor(centres + 0.5).astype(int), 0, count - 1)
+
+
+def _zoom(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    array = array.astype(np.float64)
+    # The reciprocal of a quotient, not the quotient: skimage's rounding.
+    factors = [1 / (old / new) for old, new in zip(array.shape, shape, strict=True)]
+    zoomed = ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+    return np.clip(zoomed, array.min(), array.max(), out=zoomed)
+
+
+def _vote(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    smallest, *others = np.unique(array)
+    winner = np.full(shape, smallest, array.dtype)
+    if not others:
+        return winner
+    nearest = _zoom(array, shape, order=0)
+    most = _zoom(array == smallest, shape, LABEL_ORDER)
+    for label in others:
+        votes = _zoom(array == label, shape, LABEL_ORDER)
+        wins = (votes > most) | ((votes == most) & (nearest == label))
+        winner[wins] = label
+        most[wins] = votes[wins]
+    return winner

@@ -1,0 +1,62 @@
+"""Cross-validation splits."""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmamba3d.checks import check_that
+
+Split = dict[str, list[str]]
+"""Case names `train` and `val` of one fold."""
+
+
+def make_splits(case_names: Collection[str], folds: int = 5) -> list[Split]:
+    """nnU-Net's splits: scikit-learn's KFold(folds, shuffle=True, random_state=12345) on the sorted names.
+
+    Raises:
+        ValueError: there are fewer cases than folds.
+    """
+    names = sorted(case_names)
+    check_that(
+        len(names) >= folds, "cases", f"at least {folds}, one a fold (or give a splits file)", len(names)
+    )
+    order = np.arange(len(names))
+    np.random.RandomState(12345).shuffle(order)
+    splits = []
+    for part in np.array_split(order, folds):
+        validation = set(part.tolist())
+        splits.append(
+            {
+                "train": [name for i, name in enumerate(names) if i not in validation],
+                "val": [name for i, name in enumerate(names) if i in validation],
+            }
+        )
+    return splits
+
+
+def load_splits(path: str | Path, case_names: Collection[str]) -> list[Split]:
+    """Reads nnU-Net's splits_final.json and checks it against the cases.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no list of splits, names unknown cases, or trains on validation cases.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such splits file")
+    try:
+        splits: Sequence[Split] = json.loads(path.read_text())
+        named = [(set(split["train"]), set(split["val"])) for split in splits]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        wish = 'a list of {"train": [case names], "val": [case names]}'
+        raise ValueError(f"{path} must be {wish}, got another file ({error})") from error
+    check_that(bool(named), str(path), "a list of at least one fold", "none")
+    for fold, (train, validation) in enumerate(named):
+        unknown = sorted((train | validation) - set(case_names))
+        check_that(not unknown, f"{path}, fold {fold}", "of cases of the dataset", f"unknown cases {unknown}")
+        both = sorted(train & validation)
+        check_that(not both, f"{path}, fold {fold}", "apart in train and val", f"{both} in both")
+        check_that(bool(train and validation), f"{path}, fold {fold}", "with cases in train and val", "none")
+    return [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]

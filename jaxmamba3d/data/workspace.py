@@ -1,0 +1,131 @@
+"""The work folder: what planning and preprocessing leave for training."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxmamba3d.checks import check_choice, check_that
+from jaxmamba3d.data.dataset import Dataset, read_dataset
+from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
+from jaxmamba3d.data.inspection import check_dataset
+from jaxmamba3d.data.planning import plan_dataset
+from jaxmamba3d.data.plans import Plans, load_plans, save_plans
+from jaxmamba3d.data.preprocessing import preprocess_dataset
+from jaxmamba3d.data.splits import load_splits, make_splits
+
+PLANS, SPLITS, SOURCE = "nnUNetPlans.json", "splits_final.json", "source.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A planned dataset.
+
+    Args:
+        folder: the work folder.
+        dataset: the raw data.
+        plans: how it is preprocessed and which net fits.
+        splits: for each fold the case names `train` and `val`.
+    """
+
+    folder: Path
+    dataset: Dataset
+    plans: Plans
+    splits: Sequence[dict[str, list[str]]]
+
+    def cases_folder(self, configuration: str) -> Path:
+        """Where the preprocessed cases of a configuration lie."""
+        return self.folder / configuration
+
+    def preprocess(self, configuration: str = "3d_fullres", *, processes: int | None = None) -> Path:
+        """Preprocesses all cases that are not finished yet; returns their folder.
+
+        Raises:
+            ValueError: the plans have no such configuration, or a case is bad.
+        """
+        check_choice("configuration", configuration, self.plans.configurations)
+        folder = self.cases_folder(configuration)
+        preprocess_dataset(self.dataset, self.plans, configuration, folder, processes=processes)
+        return folder
+
+    def split(self, fold: int) -> dict[str, list[str]]:
+        """Case names {"train", "val"} of a fold.
+
+        Raises:
+            ValueError: there is no such fold.
+        """
+        check_that(0 <= fold < len(self.splits), "fold", f"from 0 to {len(self.splits) - 1}", fold)
+        return self.splits[fold]
+
+
+def plan_workspace(
+    dataset_folder: str | Path,
+    folder: str | Path,
+    *,
+    plans_file: str | Path | None = None,
+    splits_file: str | Path | None = None,
+    memory_gb: float = 8.0,
+    processes: int | None = None,
+) -> Workspace:
+    """Checks a dataset, plans it and writes the decisions into a work folder, unless that is done already.
+
+    Args:
+        dataset_folder: in the Decathlon's or nnU-Net's raw layout.
+        folder: the work folder; made if missing.
+        plans_file: an nnUNetPlans.json to take instead of planning.
+        splits_file: a splits_final.json; None: the dataset's own if it has one, else 5 folds.
+        memory_gb: device memory that the plans aim at.
+        processes: worker processes; None: one for each core.
+
+    Raises:
+        ValueError: the dataset has bad cases (all are named), or the folder belongs to another dataset.
+    """
+    folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
+    if (folder / SOURCE).is_file():
+        workspace = open_workspace(folder)
+        there = workspace.dataset.folder
+        check_that(
+            there == dataset_folder, f"work folder {folder}", f"of {dataset_folder}", f"plans of {there}"
+        )
+        if plans_file is not None:
+            same = load_plans(plans_file) == workspace.plans
+            check_that(same, f"work folder {folder}", f"planned by {plans_file}", "other plans")
+        return workspace
+    dataset = read_dataset(dataset_folder)
+    check_dataset(dataset, processes=processes)
+    if plans_file is None:
+        fingerprint = compute_fingerprint(dataset, processes=processes)
+        plans = plan_dataset(dataset, memory_gb=memory_gb, fingerprint=fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
+    else:
+        plans = load_plans(plans_file)
+    names = [case.name for case in dataset.cases]
+    own_splits = dataset_folder / SPLITS
+    if splits_file is None and own_splits.is_file():
+        splits_file = own_splits
+    splits = make_splits(names) if splits_file is None else load_splits(splits_file, names)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_plans(plans, folder / PLANS)
+    _write_json(folder / SPLITS, splits)
+    # Last, because its presence says that the rest is complete.
+    _write_json(folder / SOURCE, {"dataset": str(dataset_folder)})
+    return Workspace(folder, dataset, plans, splits)
+
+
+def open_workspace(folder: str | Path) -> Workspace:
+    """The work folder that `plan_workspace` made.
+
+    Raises:
+        FileNotFoundError: it is not one.
+    """
+    folder = Path(folder)
+    if not (folder / SOURCE).is_file():
+        raise FileNotFoundError(f"{folder}: not a work folder; make one with `jaxmamba3d plan`")
+    dataset = read_dataset(json.loads((folder / SOURCE).read_text())["dataset"])
+    names = [case.name for case in dataset.cases]
+    return Workspace(folder, dataset, load_plans(folder / PLANS), load_splits(folder / SPLITS, names))
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,25 @@
+"""Scores and pictures of segmentations; runs on the host alone."""
+
+from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
+from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance, surface_distances
+from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
+from jaxmamba3d.evaluation.report import Evaluation, Statistic, evaluate_folders
+from jaxmamba3d.evaluation.scoring import Score, score_case
+
+__all__ = [
+    "PROTOCOLS",
+    "Evaluation",
+    "OverlayCase",
+    "Protocol",
+    "Score",
+    "Statistic",
+    "dataset_protocol",
+    "dice",
+    "evaluate_folders",
+    "get_protocol",
+    "hausdorff95",
+    "normalized_surface_distance",
+    "overlay_figure",
+    "score_case",
+    "surface_distances",
+]

@@ -1,0 +1,139 @@
+"""Which structures a score is about, and what it is where a structure is absent."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from jaxmamba3d.checks import check_choice, check_positive, check_that
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How cases are scored: the structures, and the conventions that published numbers differ in.
+
+    Args:
+        name: the protocol's name.
+        classes: structure -> label values whose union it is; each counts alike in the mean over classes.
+        unscored_labels: label values that may occur but are not scored; 0, the background, always may.
+        ignore_label: voxels with this reference label count as background in both segmentations.
+        dice_both_absent: Dice where neither segmentation has the structure; NaN leaves the case out.
+        hd95_both_absent: HD95, likewise.
+        hd95_one_absent: HD95 where exactly one has the structure: a number, NaN to leave the case out, or
+            "diagonal", the length of the image's diagonal, which no real distance exceeds (the BraTS
+            challenges' 373.13 mm). Dice and NSD are 0 there.
+        hd95_unit: the unit in which HD95 is quoted; both are always written.
+        nsd_tolerance_mm: distance up to which a surface voxel counts as right.
+    """
+
+    name: str
+    classes: Mapping[str, tuple[int, ...]]
+    unscored_labels: tuple[int, ...] = ()
+    ignore_label: int | None = None
+    dice_both_absent: float = math.nan
+    hd95_both_absent: float = math.nan
+    hd95_one_absent: float | Literal["diagonal"] = "diagonal"
+    hd95_unit: Literal["mm", "voxels"] = "mm"
+    nsd_tolerance_mm: float = 2.0
+
+    def __post_init__(self):
+        check_that(bool(self.classes), "classes", "at least one structure", dict(self.classes))
+        for structure, labels in self.classes.items():
+            valid = bool(labels) and all(isinstance(label, int) and label > 0 for label in labels)
+            check_that(valid, f"classes[{structure!r}]", "label values above 0", labels)
+        unscored = self.ignore_label not in self.declared_labels
+        check_that(unscored, "ignore_label", "a label of its own", self.ignore_label)
+        check_choice("hd95_unit", self.hd95_unit, ("mm", "voxels"))
+        check_positive("nsd_tolerance_mm", self.nsd_tolerance_mm)
+        if isinstance(self.hd95_one_absent, str):
+            check_choice("hd95_one_absent", self.hd95_one_absent, ("diagonal",))
+
+    @property
+    def declared_labels(self) -> frozenset[int]:
+        """Every label value that may occur in a segmentation."""
+        scored = {label for labels in self.classes.values() for label in labels}
+        return frozenset({0, *scored, *self.unscored_labels})
+
+
+# The conventions of the scripts behind the paper's tables (LucaLumetti/TamingMambas, `evaluation/*/eval.py`,
+# after nnFormer's): medpy's hd95 without spacing, and an HD95 of 0 wherever a structure is absent, which
+# rewards missing it. For comparison with published numbers; the default protocol punishes a miss.
+_PUBLISHED = {
+    "dice_both_absent": 1.0,
+    "hd95_both_absent": 0.0,
+    "hd95_one_absent": 0.0,
+    "hd95_unit": "voxels",
+}
+
+_SYNAPSE = {
+    "spleen": (1,),
+    "right kidney": (2,),
+    "left kidney": (3,),
+    "gallbladder": (4,),
+    "esophagus": (5,),
+    "liver": (6,),
+    "stomach": (7,),
+    "aorta": (8,),
+    "inferior vena cava": (9,),
+    "portal vein and splenic vein": (10,),
+    "pancreas": (11,),
+    "right adrenal gland": (12,),
+    "left adrenal gland": (13,),
+}
+_SYNAPSE_UNSCORED = (5, 9, 10, 12, 13)
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "synapse8",
+            {name: labels for name, labels in _SYNAPSE.items() if labels[0] not in _SYNAPSE_UNSCORED},
+            unscored_labels=_SYNAPSE_UNSCORED,
+            **_PUBLISHED,
+        ),
+        Protocol("synapse13", _SYNAPSE, **_PUBLISHED),
+        Protocol("acdc", {"RV": (1,), "MLV": (2,), "LVC": (3,)}, **_PUBLISHED),
+        # Labels as in the Decathlon's Task01: 1 edema, 2 non-enhancing tumour, 3 enhancing tumour.
+        Protocol("brats", {"ET": (3,), "TC": (2, 3), "WT": (1, 2, 3)}, **_PUBLISHED),
+    )
+}
+
+
+def get_protocol(name: str) -> Protocol:
+    """The published protocol of that name: synapse8, synapse13, acdc or brats.
+
+    Raises:
+        ValueError: there is none.
+    """
+    check_choice("protocol", name, sorted(PROTOCOLS))
+    return PROTOCOLS[name]
+
+
+def dataset_protocol(dataset_json: str | Path) -> Protocol:
+    """The default protocol: every foreground label or region that a dataset.json declares.
+
+    Args:
+        dataset_json: a dataset.json of nnU-Net (name -> value, or values of a region) or of the Decathlon
+            (value -> name).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file declares no foreground labels.
+    """
+    path = Path(dataset_json)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it should declare the dataset's labels")
+    try:
+        declared = dict(json.loads(path.read_text())["labels"])
+        if all(str(key).isdigit() for key in declared):
+            declared = {name: int(value) for value, name in declared.items()}
+        ignore_label = declared.pop("ignore", None)
+        groups = {
+            name: tuple(value) if isinstance(value, list) else (value,) for name, value in declared.items()
+        }
+        classes = {name: labels for name, labels in groups.items() if labels != (0,)}
+        return Protocol("default", classes, ignore_label=ignore_label)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no usable labels ({error!r}); see nnU-Net's dataset.json") from error

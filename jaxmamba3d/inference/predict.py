@@ -1,0 +1,72 @@
+"""From image files to segmentation files."""
+
+import functools
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from tqdm import tqdm
+
+from jaxmamba3d.data import Case, Plans, export_segmentation, preprocess_case, write_segmentation
+from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_volume
+
+
+def make_net_predictor(
+    net: nnx.Module,
+    patch_size: tuple[int, int, int],
+    num_classes: int,
+    *,
+    mirror_axes: Sequence[int] = (0, 1, 2),
+    window_batch: int = 1,
+) -> WindowPredictor:
+    """A window predictor of a net; its variables are the net's `nnx.state(net, nnx.Param)`.
+
+    Args:
+        net: [B, X, Y, Z, C] -> logits, or a tuple of them with the highest resolution first.
+        patch_size, num_classes, mirror_axes, window_batch: see `make_window_predictor`.
+    """
+    graphdef = nnx.graphdef(net)
+
+    def full_resolution(params, windows):
+        logits = nnx.merge(graphdef, params)(windows)
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    return make_window_predictor(
+        full_resolution, patch_size, num_classes, mirror_axes=mirror_axes, window_batch=window_batch
+    )
+
+
+def predict_cases(
+    predictor: WindowPredictor,
+    folds: Sequence[Any],
+    cases: Sequence[Case],
+    plans: Plans,
+    output: Path,
+    *,
+    configuration: str = "3d_fullres",
+    tile_step: float = 0.5,
+) -> None:
+    """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
+
+    Args:
+        predictor: see `make_net_predictor`.
+        folds: the variables of one or more folds, whose logits are averaged.
+        cases: image files.
+        plans: of the training data.
+        output: folder; made if missing.
+        configuration: of the plans.
+        tile_step: distance of neighbouring windows as a share of the window.
+
+    Raises:
+        ValueError, FileNotFoundError: a case cannot be read; it is named. Cases before it are written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for case in tqdm(cases, desc="predict", unit="case"):
+        prepared = preprocess_case(case.images, None, plans, configuration)
+        volumes = (predict_volume(predictor, fold, prepared.image, tile_step=tile_step) for fold in folds)
+        logits = functools.reduce(operator.iadd, volumes)
+        logits /= len(folds)
+        segmentation = export_segmentation(logits, prepared.properties, plans, configuration)
+        write_segmentation(output / f"{case.name}.nii.gz", segmentation, prepared.properties["geometry"])

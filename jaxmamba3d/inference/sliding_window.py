@@ -1,0 +1,214 @@
+"""Prediction of whole volumes by overlapping windows with Gaussian weights, nnU-Net's way.
+
+Source: nnU-Net v2, `nnunetv2/inference/sliding_window_prediction.py` and `predict_from_raw_data.py`; sums are
+float32 here, where nnU-Net's are float16.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from tqdm import tqdm
+
+from jaxmamba3d.checks import check_positive, check_shape, check_that
+
+Triple = tuple[int, int, int]
+Net = Callable[[Any, jax.Array], jax.Array]
+
+GAUSSIAN_PEAK = 10.0
+SIGMA_SHARE = 1 / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowPredictor:
+    """A net compiled for batches of windows of one size; made by `make_window_predictor`.
+
+    Args:
+        patch_size: window size [X, Y, Z] in voxels.
+        num_classes: classes K of the logits, background included.
+        window_batch: windows B a call.
+        weighted_logits: (variables, windows [B, X, Y, Z, C]) -> mirrored-mean logits times
+            `gaussian_weights`, [B, X, Y, Z, K] float32.
+    """
+
+    patch_size: Triple
+    num_classes: int
+    window_batch: int
+    weighted_logits: Callable[[Any, jax.Array], jax.Array]
+
+
+def make_window_predictor(
+    net: Net,
+    patch_size: Triple,
+    num_classes: int,
+    *,
+    mirror_axes: Sequence[int] = (0, 1, 2),
+    window_batch: int = 1,
+) -> WindowPredictor:
+    """Compiles a net, on first use, into the one program that serves every volume and every set of weights.
+
+    Make one predictor and keep it: volumes of any size, and folds whose variables have the same shapes,
+    then share its compiled program. Mirrored copies run one after the other on the device, so they cost time
+    but no memory.
+
+    Args:
+        net: (variables, windows [B, X, Y, Z, C]) -> logits [B, X, Y, Z, K] of the highest resolution.
+        patch_size: window size [X, Y, Z] in voxels.
+        num_classes: classes K of the logits, background included.
+        mirror_axes: axes out of 0, 1, 2; logits are averaged over all combinations of them, () for none.
+        window_batch: windows B predicted at once.
+
+    Raises:
+        ValueError: an argument is out of range; at the first call, the net's logits have the wrong shape.
+    """
+    patch_size = tuple(patch_size)
+    check_that(len(patch_size) == 3 and min(patch_size) >= 1, "patch_size", "three sizes >= 1", patch_size)
+    valid = set(mirror_axes) <= {0, 1, 2} and len(set(mirror_axes)) == len(mirror_axes)
+    check_that(valid, "mirror_axes", "different axes out of 0, 1, 2", tuple(mirror_axes))
+    check_positive("num_classes", num_classes)
+    check_positive("window_batch", window_batch)
+    mirrorings = np.array(list(itertools.product((False, True), repeat=len(mirror_axes))), bool)
+    # The mean over the copies is part of the weights.
+    weights = gaussian_weights(patch_size)[..., None] / len(mirrorings)
+
+    @jax.jit
+    def weighted_logits(variables, windows):
+        def add_copy(total, mirrored):
+            logits = net(variables, _flip(windows, mirror_axes, mirrored))
+            check_shape("the net's logits", logits, "[B, X, Y, Z, K]", total.shape)
+            return total + _flip(logits.astype(jnp.float32), mirror_axes, mirrored), None
+
+        # A scan over traced flags holds the net once: compile time and memory do not grow eightfold.
+        nothing = jnp.zeros((*windows.shape[:4], num_classes), jnp.float32)
+        return jax.lax.scan(add_copy, nothing, mirrorings)[0] * weights
+
+    return WindowPredictor(patch_size, num_classes, window_batch, weighted_logits)
+
+
+def predict_volume(
+    predictor: WindowPredictor,
+    variables: Any,
+    image: np.ndarray,
+    *,
+    tile_step: float = 0.5,
+    progress: bool = False,
+) -> np.ndarray:
+    """Logits of a whole volume: the Gaussian-weighted mean of the windows that cover each voxel.
+
+    logits[v] = sum_w g[v - w] net(window at w)[v - w] / sum_w g[v - w]
+
+    The sums stay on the host, so that the device holds one batch of windows however large the volume is; the
+    next batch is computed while the last is added.
+
+    Args:
+        predictor: see `make_window_predictor`.
+        variables: the net's weights, as `net` takes them; put them on the device once, not for each volume.
+        image: preprocessed volume [X, Y, Z, C] of any size; smaller than a window, it is padded with 0.
+        tile_step: distance of neighbouring windows as a share of the window, in (0, 1].
+        progress: show a progress bar.
+
+    Returns:
+        Logits [X, Y, Z, K], float32, on the host.
+
+    Raises:
+        ValueError: the image is not [X, Y, Z, C], or tile_step is out of range.
+    """
+    check_shape("image", image, "[X, Y, Z, C]", (None,) * 4)
+    patch_size, window_batch = predictor.patch_size, predictor.window_batch
+    padding = _padding(image.shape[:3], patch_size)
+    inside = tuple(
+        slice(before, before + size) for (before, _), size in zip(padding, image.shape[:3], strict=True)
+    )
+    padded = np.pad(np.asarray(image, np.float32), [*padding, (0, 0)])
+    windows = [
+        tuple(slice(start, start + size) for start, size in zip(corner, patch_size, strict=True))
+        for corner in itertools.product(*window_positions(padded.shape[:3], patch_size, tile_step))
+    ]
+    batches = [windows[i : i + window_batch] for i in range(0, len(windows), window_batch)]
+
+    def predict_batch(batch):
+        crops = np.zeros((window_batch, *patch_size, image.shape[3]), np.float32)
+        for crop, window in zip(crops, batch, strict=False):  # a last, incomplete batch keeps zeros
+            crop[...] = padded[window]
+        return batch, predictor.weighted_logits(variables, crops)
+
+    weights = gaussian_weights(patch_size)
+    weight_sum = np.zeros(padded.shape[:3], np.float32)
+    logits = np.zeros((*padded.shape[:3], predictor.num_classes), np.float32)
+    with tqdm(total=len(windows), desc="windows", disable=not progress) as bar:
+        for batch, weighted in _one_ahead(map(predict_batch, batches)):
+            for window, values in zip(batch, np.asarray(weighted), strict=False):
+                logits[window] += values
+                weight_sum[window] += weights
+            bar.update(len(batch))
+    logits /= weight_sum[..., None]
+    return logits[inside]
+
+
+def window_positions(
+    image_size: Sequence[int], patch_size: Sequence[int], tile_step: float
+) -> tuple[tuple[int, ...], ...]:
+    """First voxels of the windows along each axis: evenly spread, as few as `tile_step` allows.
+
+    Args:
+        image_size: voxels of each axis, after padding to at least one window.
+        patch_size: window size of each axis (voxels).
+        tile_step: the largest distance of neighbouring windows as a share of the window, in (0, 1].
+
+    Returns:
+        For each axis the ascending positions; windows lie at all their combinations.
+    """
+    check_that(0 < tile_step <= 1, "tile_step", "a share in (0, 1]", tile_step)
+    positions = []
+    for size, patch in zip(image_size, patch_size, strict=True):
+        check_that(size >= patch, "image_size", f"at least the window's {tuple(patch_size)}", image_size)
+        last = size - patch
+        steps = int(np.ceil(last / (patch * tile_step)))
+        positions.append(tuple(int(np.round(last / steps * i)) for i in range(steps + 1)) if steps else (0,))
+    return tuple(positions)
+
+
+def gaussian_weights(patch_size: Sequence[int]) -> np.ndarray:
+    """Importance of a window's voxels: a Gaussian of sigma size / 8 around voxel size // 2, peak 10.
+
+    Every weight is above 0: the farthest corner's, about 4e-10, is far from float32's underflow.
+
+    Args:
+        patch_size: window size [X, Y, Z] in voxels.
+
+    Returns:
+        Weights [X, Y, Z], float32.
+    """
+    weights = np.ones(())
+    for size in patch_size:
+        peak = np.zeros(size)
+        peak[size // 2] = 1
+        weights = weights[..., None] * gaussian_filter1d(peak, size * SIGMA_SHARE, mode="constant")
+    return (weights / (weights.max() / GAUSSIAN_PEAK)).astype(np.float32)
+
+
+def _padding(image_size: Sequence[int], patch_size: Sequence[int]) -> list[tuple[int, int]]:
+    """Voxels before and after each axis that make the image at least a window large, the odd one after."""
+    missing = [max(0, patch - size) for size, patch in zip(image_size, patch_size, strict=True)]
+    return [(n // 2, n - n // 2) for n in missing]
+
+
+def _flip(volumes: jax.Array, axes: Sequence[int], mirrored: jax.Array) -> jax.Array:
+    """Mirrors volumes [B, X, Y, Z, C] along those of the axes whose flag, which is traced, is set."""
+    for i, axis in enumerate(axes):
+        volumes = jnp.where(mirrored[i], jnp.flip(volumes, axis + 1), volumes)
+    return volumes
+
+
+def _one_ahead(items: Iterator) -> Iterator:
+    """The items, each handed out only when the next has been started, which keeps the device busy."""
+    held = next(items)
+    for item in items:
+        yield held
+        held = item
+    yield held

@@ -1,0 +1,103 @@
+"""Reads the tensors of a PyTorch checkpoint without PyTorch, and without running what the file says."""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+    """The state_dict in a file that `torch.save` wrote, as numpy arrays.
+
+    Args:
+        path: a state_dict alone, or a dictionary that holds one as `network_weights` (nnU-Net),
+            `state_dict` or `model`.
+
+    Raises:
+        ValueError: the file is not such a checkpoint.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} must be a file of torch.save (PyTorch 1.6 or newer), got another format")
+    with zipfile.ZipFile(path) as archive:
+        index = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        if index is None:
+            raise ValueError(f"{path} must be a file of torch.save, got a zip archive without data.pkl")
+        content = _Unpickler(archive, index).load()
+    for key in ("network_weights", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(v, np.ndarray) for v in content.values()):
+        raise ValueError(f"{path} must hold a state_dict, got {type(content).__name__}")
+    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+
+
+class _Inert:
+    """Stands for an object of a class that is of no interest; nothing of it runs."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds tensors as numpy arrays; other classes are not looked up, so no code of the file can run."""
+
+    def __init__(self, archive: zipfile.ZipFile, index: str):
+        super().__init__(io.BytesIO(archive.read(index)))
+        self._archive, self._folder = archive, index.removesuffix("data.pkl")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) in (
+            ("torch._utils", "_rebuild_tensor_v2"),
+            ("torch._utils", "_rebuild_tensor"),
+        ):
+            return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda data, *rest: data
+        if module == "torch" and name in _DTYPES:
+            return np.dtype(_DTYPES[name])
+        return _Inert
+
+    def persistent_load(self, key: Any) -> Any:
+        kind, dtype, name, _, _ = key
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            return _Inert()
+        return np.frombuffer(self._archive.read(f"{self._folder}data/{name}"), dtype)
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *rest):
+    if not isinstance(storage, np.ndarray):
+        return _Inert()
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if min((*shape, 1)) > 0 and not 0 <= last < storage.size:
+        raise ValueError(
+            f"a tensor of shape {list(shape)} does not fit its storage of {storage.size} numbers"
+        )
+    steps = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()

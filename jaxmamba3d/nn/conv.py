@@ -1,0 +1,134 @@
+"""Convolution layers of the U-Net, channels last, and its residual block."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from flax.typing import Dtype
+
+from jaxmamba3d.nn.initializers import LEAKY_SLOPE, he_normal, he_normal_transposed
+from jaxmamba3d.nn.norm import InstanceNorm
+from jaxmamba3d.ops.conv3d import Triple, average_pool3d, conv3d, upsample3d
+
+
+class Conv3D(nnx.Module):
+    """3D convolution with (k - 1) // 2 zeros around each axis, He-normal kernel and zero bias.
+
+    [B, X, Y, Z, in_features] -> [B, X / stride, Y / stride, Z / stride, out_features].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Triple = (1, 1, 1),
+        strides: Triple = (1, 1, 1),
+        *,
+        use_bias: bool = True,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.strides, self.dtype = strides, dtype
+        shape = (*kernel_size, in_features, out_features)
+        self.kernel = nnx.Param(he_normal()(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = conv3d(x, kernel, self.strides)
+        return y if bias is None else y + bias
+
+
+class Upsample3D(nnx.Module):
+    """Transposed convolution with stride = kernel size, He-normal kernel and zero bias.
+
+    [B, X, Y, Z, in_features] -> [B, X size, Y size, Z size, out_features].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        size: Triple,
+        *,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        shape = (*size, in_features, out_features)
+        self.kernel = nnx.Param(he_normal_transposed()(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        return upsample3d(x, kernel) + bias
+
+
+class ConvNorm(nnx.Module):
+    """Convolution and instance norm; shapes as `Conv3D`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Triple = (1, 1, 1),
+        strides: Triple = (1, 1, 1),
+        *,
+        use_bias: bool = True,
+        zero_init: bool = False,
+        dtype: Dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv3D(
+            in_features, out_features, kernel_size, strides, use_bias=use_bias, dtype=dtype, rngs=rngs
+        )
+        self.norm = InstanceNorm(out_features, zero_init=zero_init)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.conv(x))
+
+
+def activation(x: jax.Array) -> jax.Array:
+    """LeakyReLU with slope 0.01."""
+    return jax.nn.leaky_relu(x, LEAKY_SLOPE)
+
+
+class ResidualBlock(nnx.Module):
+    """nnU-Net's residual block: activation(norm(conv(activation(norm(conv(x))))) + shortcut(x)).
+
+    The shortcut averages blocks of voxels where the block has a stride, then projects where the channels
+    change. The second norm starts at zero, so that a fresh block passes its shortcut on.
+
+    [B, X, Y, Z, in_features] -> [B, X / stride, Y / stride, Z / stride, out_features].
+
+    Source: `BasicBlockD` of dynamic-network-architectures.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Triple,
+        strides: Triple = (1, 1, 1),
+        *,
+        dtype: Dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.strides = strides
+        self.conv1 = ConvNorm(in_features, out_features, kernel_size, strides, dtype=dtype, rngs=rngs)
+        self.conv2 = ConvNorm(out_features, out_features, kernel_size, zero_init=True, dtype=dtype, rngs=rngs)
+        project = in_features != out_features
+        self.shortcut = (
+            ConvNorm(in_features, out_features, use_bias=False, dtype=dtype, rngs=rngs) if project else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv2(activation(self.conv1(x)))
+        if self.strides != (1, 1, 1):
+            x = average_pool3d(x, self.strides)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return activation(y + x)

@@ -1,0 +1,35 @@
+"""Normalisation layers; statistics are float32 whatever the input is."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class InstanceNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + 1e-5) scale + bias, over the voxels of each sample and channel.
+
+    [B, X, Y, Z, features] -> the same, in x's dtype.
+
+    Source: `torch.nn.InstanceNorm3d` with affine=True.
+    """
+
+    def __init__(self, features: int, *, zero_init: bool = False):
+        self.scale = nnx.Param(jnp.zeros((features,)) if zero_init else jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
+        variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
+        factor = jax.lax.rsqrt(variance + 1e-5) * self.scale[...]
+        return ((wide - mean) * factor + self.bias[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """`nnx.LayerNorm` with PyTorch's epsilon 1e-5, computed in float32, returned in x's dtype."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs):
+        super().__init__(num_features, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).astype(x.dtype)

@@ -1,0 +1,68 @@
+"""3D convolutions, channels last, each in the form that is fast on the backend at hand."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmamba3d.ops.backend import target_backend
+
+Triple = tuple[int, int, int]
+
+
+def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.Array:
+    """Convolves volumes (cross-correlation), with (k - 1) // 2 zeros around each axis.
+
+    On CPUs XLA's 3D convolution is 3 to 7 times slower than its 2D one, so there the kernel's planes are
+    convolved one by one in 2D and summed.
+
+    Args:
+        x: [B, X, Y, Z, C].
+        kernel: [KX, KY, KZ, C, C_out], odd sizes.
+        strides: voxels.
+
+    Returns:
+        [B, X / stride, Y / stride, Z / stride, C_out] in x's dtype.
+    """
+    if kernel.shape[:3] == (1, 1, 1):
+        return x[:, :: strides[0], :: strides[1], :: strides[2]] @ kernel[0, 0, 0]
+    padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:3]]
+    if target_backend() == "cpu":
+        return _conv3d_by_planes(x, kernel, strides, padding)
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _conv3d_by_planes(x, kernel, strides, padding):
+    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    planes = (x.shape[1] - kernel.shape[0]) // strides[0] + 1
+    total = 0.0
+    for tap in range(kernel.shape[0]):
+        plane = x[:, tap : tap + (planes - 1) * strides[0] + 1 : strides[0]]
+        folded = plane.reshape(-1, *plane.shape[2:])
+        total = total + lax.conv_general_dilated(
+            folded, kernel[tap], strides[1:], padding[1:], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    return total.reshape(x.shape[0], planes, *total.shape[1:])
+
+
+def upsample3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution whose stride is its kernel size: each voxel becomes one block of voxels.
+
+    Args:
+        x: [B, X, Y, Z, C].
+        kernel: [KX, KY, KZ, C, C_out].
+
+    Returns:
+        [B, X KX, Y KY, Z KZ, C_out] in x's dtype.
+    """
+    blocks = jnp.einsum("bxyzi,uvwio->bxuyvzwo", x, kernel)
+    batch, *sizes = x.shape[:4]
+    return blocks.reshape(batch, *(n * k for n, k in zip(sizes, kernel.shape[:3], strict=True)), -1)
+
+
+def average_pool3d(x: jax.Array, window: Triple) -> jax.Array:
+    """Means of blocks of voxels: [B, X, Y, Z, C] -> [B, X / window, Y / window, Z / window, C]."""
+    batch, *sizes, channels = x.shape
+    split = [part for n, w in zip(sizes, window, strict=True) for part in (n // w, w)]
+    return jnp.mean(x.reshape(batch, *split, channels), axis=(2, 4, 6))

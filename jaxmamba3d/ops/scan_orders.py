@@ -1,0 +1,31 @@
+"""The axis orders in which a volume is read as a sequence, and the way there and back."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmamba3d.checks import check_choice
+
+# The name gives the axes from slowest to fastest: in XYZ the last stored axis runs fastest.
+SCAN_ORDERS: dict[str, tuple[int, int, int]] = {
+    "XYZ": (0, 1, 2),
+    "XZY": (0, 2, 1),
+    "YXZ": (1, 0, 2),
+    "ZXY": (2, 0, 1),
+}
+
+
+def to_tokens(volume: jax.Array, order: str = "XYZ") -> jax.Array:
+    """Reads a volume [B, X, Y, Z, C] along an axis order as tokens [B, L, C], L = X Y Z."""
+    check_choice("order", order, SCAN_ORDERS)
+    x, y, z = SCAN_ORDERS[order]
+    permuted = jnp.transpose(volume, (0, x + 1, y + 1, z + 1, 4))
+    return permuted.reshape(volume.shape[0], -1, volume.shape[-1])
+
+
+def to_volume(tokens: jax.Array, shape: tuple[int, int, int], order: str = "XYZ") -> jax.Array:
+    """Puts tokens [B, L, C] that were read along an axis order back into a volume [B, *shape, C]."""
+    check_choice("order", order, SCAN_ORDERS)
+    axes = SCAN_ORDERS[order]
+    permuted = tokens.reshape(tokens.shape[0], *(shape[axis] for axis in axes), tokens.shape[-1])
+    back = [axes.index(axis) + 1 for axis in range(3)]
+    return jnp.transpose(permuted, (0, *back, 4))

@@ -1,0 +1,115 @@
+"""The public selective scan: checks, documentation, and the choice of an implementation."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxmamba3d.checks import check_choice, check_shape, check_that
+from jaxmamba3d.ops.backend import target_backend
+from jaxmamba3d.ops.selective_scan import reference, xla
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+
+logger = logging.getLogger(__name__)
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+    "reference": reference.scan,
+    "xla_sequential": functools.partial(xla.scan, inner=xla.SequentialScan),
+    "xla_associative": functools.partial(xla.scan, inner=xla.AssociativeScan),
+}
+
+
+def selective_scan(
+    u: jax.Array,
+    delta: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array | None = None,
+    *,
+    z: jax.Array | None = None,
+    delta_bias: jax.Array | None = None,
+    delta_softplus: bool = False,
+    h0: jax.Array | None = None,
+    reverse: bool = False,
+    return_last_state: bool = False,
+    implementation: str | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Runs a selective state-space model (Mamba-1) over sequences.
+
+        delta[t] <- softplus(delta[t] + delta_bias)            (each part where asked for)
+        h[t] = exp(delta[t] A) h[t-1] + (delta[t] u[t]) B[t]
+        y[t] = (C[t] . h[t] + D u[t]) silu(z[t])               (D and z where given)
+
+    Args:
+        u: input, [B, L, D], floating.
+        delta: step sizes, [B, L, D].
+        A: decay rates, negative for a stable model, [D, N].
+        B: input weights of each token, [B, L, N].
+        C: output weights of each token, [B, L, N].
+        D: weight of the direct path from input to output, [D].
+        z: gate, [B, L, D].
+        delta_bias: added to delta, [D].
+        delta_softplus: pass delta through softplus.
+        h0: state before the first token, [B, D, N]; zero if None.
+        reverse: run from the last token to the first; nothing is flipped or copied.
+        return_last_state: also return the state after the last token (with `reverse`, the first).
+        implementation: reference | xla_associative | xla_sequential; None picks for the backend:
+            xla_sequential on CPUs, xla_associative elsewhere.
+
+    Returns:
+        y [B, L, D] in u's dtype, and with `return_last_state` the state [B, D, N] in float32.
+
+    Numerics:
+        State and sums are float32 whatever the inputs are. Memory beyond inputs and outputs is the state
+        at chunk borders, [L / 256, B, D, N] float32, and the states of one chunk.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or the implementation is unknown.
+
+    Source:
+        Gu and Dao, "Mamba", arXiv 2312.00752, equations 2 and Algorithm 2; `selective_scan_ref` in
+        mamba_ssm/ops/selective_scan_interface.py, whose tensors are [B, D, L].
+    """
+    arguments = ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0)
+    _check(arguments)
+    if implementation is None:
+        implementation = _pick(target_backend())
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    scan = IMPLEMENTATIONS[implementation]
+    y, last_state = scan(arguments, delta_softplus=delta_softplus, reverse=reverse)
+    return (y, last_state) if return_last_state else y
+
+
+@functools.cache
+def _pick(backend: str) -> str:
+    choice = "xla_sequential" if backend == "cpu" else "xla_associative"
+    logger.info("selective_scan on %s: %s", backend, choice)
+    return choice
+
+
+def _check(arguments: ScanArguments) -> None:
+    check_that(arguments.u.ndim == 3, "u", "[B, L, D]", f"shape {list(arguments.u.shape)}")
+    check_that(arguments.A.ndim == 2, "A", "[D, N]", f"shape {list(arguments.A.shape)}")
+    (batch, length, channels), state = arguments.u.shape, arguments.A.shape[1]
+    check_that(length >= 1, "u", "at least one token long", f"shape {list(arguments.u.shape)}")
+    token = "[B, L, D]", (batch, length, channels)
+    projection = "[B, L, N]", (batch, length, state)
+    channel = "[D]", (channels,)
+    legends = ScanArguments(
+        u=token,
+        delta=token,
+        A=("[D, N]", (channels, state)),
+        B=projection,
+        C=projection,
+        D=channel,
+        z=token,
+        delta_bias=channel,
+        h0=("[B, D, N]", (batch, channels, state)),
+    )
+    for name, array, legend in zip(ScanArguments._fields, arguments, legends, strict=True):
+        if array is not None:
+            check_shape(name, array, *legend)
+            check_that(jnp.issubdtype(array.dtype, jnp.floating), name, "floating", array.dtype)

@@ -1,0 +1,125 @@
+"""The training loop of one fold: epochs, validation, metrics, checkpoints."""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from jaxmamba3d.config import ExperimentConfig
+from jaxmamba3d.losses import pseudo_dice
+from jaxmamba3d.training.checkpoint import Checkpoints
+from jaxmamba3d.training.mesh import make_mesh, replicate, shard_batch
+from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
+from jaxmamba3d.training.report import EpochMetrics, MetricsLog
+from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
+
+logger = logging.getLogger(__name__)
+
+
+def train_fold(
+    net: nnx.Module,
+    config: ExperimentConfig,
+    *,
+    batch_size: int,
+    batch_dice: bool,
+    training_batches: Iterator[dict[str, np.ndarray]],
+    validation_batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+    class_names: tuple[str, ...],
+    folder: Path,
+    identity: dict[str, Any],
+) -> None:
+    """Trains a net until `config.train.epochs`, going on from the folder's latest checkpoint if it has one.
+
+    Args:
+        net: freshly built; its parameters are changed in place.
+        config: the experiment.
+        batch_size: samples of the global batch.
+        batch_dice: see `segmentation_loss`.
+        training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z]}.
+        validation_batches: starts the same sequence of validation batches anew, each epoch.
+        class_names: the foreground classes.
+        folder: of this fold; gets metrics.csv, curves.png, tensorboard/ and checkpoints/.
+        identity: JSON-able description of net and data that a checkpoint to go on from must share.
+
+    Raises:
+        ValueError: the folder's checkpoint is of another net or data.
+        FloatingPointError: the loss is no longer finite.
+    """
+    optimizer = make_optimizer(config.optim, config.train)
+    mesh = make_mesh(batch_size)
+    state = replicate(mesh, init_state(net, optimizer))
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints, identity=identity)
+    first_epoch, best_score = 0, -math.inf
+    if restored := checkpoints.restore(state):
+        state, meta = restored
+        first_epoch, best_score = meta["epoch"], meta["best_score"]
+        training_batches.set_state(meta["iterator"])
+        logger.info("going on after epoch %d of %d", first_epoch, config.train.epochs)
+
+    train_step = make_train_step(
+        net, optimizer, batch_dice=batch_dice, mirror_axes=config.train.mirror_axes, seed=config.train.seed
+    )
+    validation_step = make_validation_step(net, batch_dice=batch_dice)
+    log = MetricsLog(folder, class_names, start_epoch=first_epoch)
+
+    for epoch in range(first_epoch, config.train.epochs):
+        started = time.perf_counter()
+        state, train_loss = _train_epoch(state, train_step, training_batches, mesh, config, epoch)
+        steps = itertools.islice(validation_batches(), config.train.validation_steps)
+        results = [validation_step(state.params, shard_batch(mesh, batch)) for batch in steps]
+        losses, counts = zip(*jax.device_get(results), strict=True)
+        dice = np.asarray(pseudo_dice(jax.tree.map(lambda *parts: np.sum(parts, 0), *counts)))
+        score = float(np.nanmean(dice)) if np.isfinite(dice).any() else 0.0
+        log.append(
+            EpochMetrics(
+                epoch=epoch,
+                seconds=time.perf_counter() - started,
+                learning_rate=float(learning_rate_at(config.optim, config.train, int(state.step) - 1)),
+                train_loss=train_loss,
+                validation_loss=float(np.mean(losses)),
+                pseudo_dice=tuple(map(float, dice)),
+            )
+        )
+        is_best = score > best_score
+        best_score = max(score, best_score)
+        checkpoints.save(
+            state,
+            epoch=epoch + 1,
+            iterator=training_batches.get_state(),
+            best_score=best_score,
+            is_best=is_best,
+        )
+    log.close()
+    checkpoints.close()
+    nnx.update(net, state.params)
+
+
+def _train_epoch(state, train_step, batches, mesh, config, epoch):
+    """The state and the mean loss after one epoch."""
+    losses = []
+    name = f"epoch {epoch + 1}/{config.train.epochs}"
+    with tqdm(
+        itertools.islice(batches, config.train.steps_per_epoch), name, config.train.steps_per_epoch
+    ) as bar:
+        for batch in bar:
+            state, metrics = train_step(state, shard_batch(mesh, batch))
+            losses.append(metrics["loss"])
+            # One step behind, so that the device never waits for the terminal.
+            if len(losses) > 1:
+                bar.set_postfix(loss=f"{float(losses[-2]):.3f}")
+    mean = float(np.mean(jax.device_get(losses)))
+    if not math.isfinite(mean):
+        step = config.train.steps_per_epoch * epoch + int(np.argmin(np.isfinite(losses))) + 1
+        raise FloatingPointError(
+            f"the loss is not finite since step {step} (epoch {epoch + 1}); the checkpoint of the epoch "
+            "before is kept: lower optim.learning_rate, or set net.dtype to float32"
+        )
+    return state, mean

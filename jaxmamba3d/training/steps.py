@@ -1,0 +1,74 @@
+"""The jit-ed training and validation steps, and the state they pass on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxmamba3d.augment import mirror
+from jaxmamba3d.losses import HardCounts, hard_counts, segmentation_loss
+
+Batch = dict[str, jax.Array]
+"""image [B, X, Y, Z, C] float32 and label [B, X, Y, Z] int."""
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. Random numbers follow from the seed and the step, so none are kept."""
+
+    params: nnx.State
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+def init_state(net: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    params = nnx.state(net, nnx.Param)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def make_train_step(
+    net: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_dice: bool,
+    mirror_axes: tuple[int, ...],
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """One optimizer step on an augmented batch: (state, batch) -> (state, {loss, gradient_norm}).
+
+    The batch may be sharded over devices; sums over it are then global. The old state's memory is reused.
+    """
+    graphdef = nnx.graphdef(net)
+
+    def loss_of(params, image, label):
+        return segmentation_loss(nnx.merge(graphdef, params)(image), label, batch_dice=batch_dice)
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        image, label = mirror(key, batch["image"], batch["label"], mirror_axes)
+        loss, gradients = jax.value_and_grad(loss_of)(state.params, image, label)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        return TrainState(params, optimizer_state, state.step + 1), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_validation_step(
+    net: nnx.Module, *, batch_dice: bool
+) -> Callable[[nnx.State, Batch], tuple[jax.Array, HardCounts]]:
+    """(params, batch) -> loss and the voxel counts behind the pseudo-Dice."""
+    graphdef = nnx.graphdef(net)
+
+    @jax.jit
+    def validation_step(params, batch):
+        logits = nnx.merge(graphdef, params)(batch["image"])
+        full = logits[0] if isinstance(logits, tuple) else logits
+        loss = segmentation_loss(logits, batch["label"], batch_dice=batch_dice)
+        return loss, hard_counts(full, batch["label"])
+
+    return validation_step

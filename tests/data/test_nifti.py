@@ -1,0 +1,256 @@
+"""NIfTI files: axes, spacing and geometry survive; what is wrong with a file is said in one sentence."""
+
+import gzip
+import re
+
+import nibabel
+import numpy as np
+import pytest
+
+from jaxmamba3d.data.nifti import read_label, read_volume, write_segmentation
+
+SHAPE = (4, 5, 6)
+RNG = np.random.default_rng(0)
+VALUES = RNG.integers(-1000, 1000, SHAPE).astype(np.int16)
+
+
+def rotation(seed: int) -> np.ndarray:
+    """A proper rotation, different for each seed."""
+    orthogonal, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return orthogonal * np.linalg.det(orthogonal)
+
+
+def save(path, data=VALUES, affine=None, qform=1, sform=1):
+    """Writes a NIfTI of voxels 0.7 x 1.3 x 2.5 mm, unless an affine says otherwise."""
+    affine = np.diag([0.7, 1.3, 2.5, 1.0]) if affine is None else affine
+    image = nibabel.Nifti1Image(data, affine)
+    image.set_qform(affine, qform)
+    image.set_sform(affine, sform)
+    image.header.set_xyzt_units("mm", "sec")
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_axes_are_reversed_and_spacing_is_the_header_s(tmp_path, ending):
+    volume = read_volume(save(tmp_path / f"image{ending}"))
+    assert volume.array.shape == (1, 6, 5, 4)
+    assert volume.array.dtype == np.float32
+    assert volume.array.flags.c_contiguous
+    np.testing.assert_array_equal(volume.array[0], VALUES.T)
+    assert volume.spacing == tuple(float(np.float32(size)) for size in (2.5, 1.3, 0.7))
+    assert all(type(size) is float for size in volume.spacing)
+
+
+def test_a_file_a_channel_and_one_file_of_channels_are_the_same(tmp_path):
+    channels = np.stack([VALUES, VALUES + 1, 2 * VALUES], -1)
+    paths = [save(tmp_path / f"case_{c:04d}.nii.gz", channels[..., c]) for c in range(3)]
+    several, one = read_volume(paths), read_volume(save(tmp_path / "case.nii.gz", channels))
+    assert several.array.shape == (3, 6, 5, 4)
+    assert several.array.flags.c_contiguous
+    assert one.array.flags.c_contiguous
+    np.testing.assert_array_equal(several.array, one.array)
+    np.testing.assert_array_equal(several.array[2], 2 * VALUES.T)
+    assert several.spacing == one.spacing
+    assert several.geometry["affine"] == one.geometry["affine"]
+
+
+def test_scaled_values_are_computed_in_double_precision(tmp_path):
+    image = nibabel.Nifti1Image(VALUES, np.eye(4))
+    slope, intercept = np.float32(0.0123), np.float32(-7.3)
+    image.header.set_slope_inter(slope, intercept)
+    nibabel.save(image, tmp_path / "scaled.nii.gz")
+    stored = nibabel.load(tmp_path / "scaled.nii.gz").dataobj.get_unscaled().astype(np.float64)
+    expected = (stored * float(slope) + float(intercept)).astype(np.float32)
+    np.testing.assert_array_equal(read_volume(tmp_path / "scaled.nii.gz").array[0], expected.T)
+
+
+def test_a_trailing_axis_of_one_is_no_channel(tmp_path):
+    paths = [save(tmp_path / f"{c}.nii", VALUES[..., None] + c) for c in range(2)]
+    assert read_volume(paths).array.shape == (2, 6, 5, 4)
+    assert read_label(paths[0])[0].shape == (6, 5, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+def test_labels_of_any_dtype_are_int16(tmp_path, dtype):
+    label = RNG.integers(0, 14, SHAPE)
+    found, _ = read_label(save(tmp_path / "label.nii.gz", label.astype(dtype)))
+    assert found.dtype == np.int16
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, label.T)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("qform", "sform"), [(1, 2), (1, 0), (0, 2), (0, 0)])
+def test_a_segmentation_lies_exactly_on_its_image(tmp_path, seed, qform, sform):
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(seed) * RNG.uniform(0.3, 5, 3)
+    affine[:3, 3] = RNG.normal(size=3) * 100
+    if seed % 2:
+        affine[:, 0] *= -1  # a left-handed file
+    image = nibabel.load(save(tmp_path / "image.nii.gz", affine=affine, qform=qform, sform=sform))
+    segmentation = RNG.integers(0, 256, SHAPE[::-1]).astype(np.uint8)
+    geometry = read_volume(tmp_path / "image.nii.gz").geometry
+    write_segmentation(tmp_path / "segmentation.nii.gz", segmentation, geometry)
+
+    written = nibabel.load(tmp_path / "segmentation.nii.gz")
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(written.dataobj), segmentation.T)
+    np.testing.assert_array_equal(written.affine, image.affine)
+    assert written.header.get_zooms() == image.header.get_zooms()
+    assert written.header.get_xyzt_units() == ("mm", "sec")
+    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (qform, sform)
+    np.testing.assert_array_equal(written.get_qform(), image.get_qform())
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_interrupted_write_leaves_the_former_file(tmp_path, monkeypatch):
+    path = tmp_path / "segmentation.nii.gz"
+    geometry = read_volume(save(tmp_path / "image.nii.gz")).geometry
+    write_segmentation(path, np.ones(SHAPE[::-1], np.uint8), geometry)
+
+    def full_disk(image, where):
+        where.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(nibabel, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_segmentation(path, np.zeros(SHAPE[::-1], np.uint8), geometry)
+    assert read_label(path)[0].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        (np.zeros((4, 5, 6), np.uint8), r"must have shape \[Z, Y, X\] = \[6, 5, 4\], got \[4, 5, 6\]"),
+        (np.zeros((6, 5), np.uint8), r"= \[6, 5, 4\], got \[6, 5\]"),
+        (np.full((6, 5, 4), -1, np.int16), "from 0 to 255, got -1 to -1"),
+        (np.arange(120, 240).reshape(6, 5, 4) + 17, "from 0 to 255, got 137 to 256"),
+    ],
+)
+def test_segmentations_that_a_file_cannot_hold(tmp_path, segmentation, message):
+    geometry = read_volume(save(tmp_path / "image.nii.gz")).geometry
+    with pytest.raises(ValueError, match=message):
+        write_segmentation(tmp_path / "segmentation.nii.gz", segmentation, geometry)
+    assert not (tmp_path / "segmentation.nii.gz").exists()
+
+
+def refused(read, path, *words, error=ValueError):
+    """One sentence in one line that names the file and holds the words."""
+    with pytest.raises(error) as raised:
+        read(path)
+    message = str(raised.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for word in words:
+        assert re.search(word, message), f"{word} is not in: {message}"
+
+
+@pytest.mark.parametrize("read", [read_volume, read_label])
+class TestDamagedFiles:
+    def test_missing(self, tmp_path, read):
+        refused(read, tmp_path / "no.nii.gz", "no such file", error=FileNotFoundError)
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+    def test_truncated_gzip(self, tmp_path, read, share):
+        path = save(tmp_path / "cut.nii.gz")
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        refused(read, path, "whole NIfTI file", "ended before the end-of-stream", "copy or convert")
+
+    def test_changed_byte_before_the_checksum(self, tmp_path, read):
+        path = save(tmp_path / "changed.nii.gz")
+        content = bytearray(path.read_bytes())
+        content[-6] ^= 1
+        path.write_bytes(content)
+        refused(read, path, "CRC check failed")
+
+    def test_truncated_data(self, tmp_path, read):
+        path = save(tmp_path / "cut.nii")
+        path.write_bytes(path.read_bytes()[:-1])
+        refused(read, path, "Expected 240 bytes, got 239", "copy or convert")
+
+    @pytest.mark.parametrize("content", [b"", b"not an image" * 40])
+    def test_wrong_magic(self, tmp_path, read, content):
+        (tmp_path / "text.nii").write_bytes(content)
+        refused(read, tmp_path / "text.nii", re.escape(repr(content[344:348])), "magic")
+
+    def test_compressed_under_an_uncompressed_name(self, tmp_path, read):
+        (tmp_path / "named.nii").write_bytes(gzip.compress(b"\0" * 1000))
+        refused(read, tmp_path / "named.nii", "magic")
+
+    @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6, 1, 2)])
+    def test_dimensions(self, tmp_path, read, shape):
+        path = save(tmp_path / "flat.nii.gz", np.zeros(shape, np.int16), affine=np.eye(4))
+        refused(read, path, "must be 3D", re.escape(f"got shape {shape}"))
+
+    @pytest.mark.parametrize("size", [0.0, -1.5, np.nan, np.inf])
+    def test_spacing(self, tmp_path, read, size):
+        path = save(tmp_path / "spacing.nii")
+        content = bytearray(path.read_bytes())
+        content[84:88] = np.float32(size).tobytes()  # pixdim[2], the size along y
+        path.write_bytes(content)
+        refused(read, path, "spacing above 0 mm", rf"got \[0\.69\d+, {size}, 2\.5\]")
+
+
+def test_colours_are_refused(tmp_path):
+    colours = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    refused(read_volume, save(tmp_path / "rgb.nii.gz", colours), "real numbers", "'R'")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(tmp_path, bad):
+    data = VALUES.astype(np.float32)
+    data[1, 2, 3] = data[0, 0, 0] = bad
+    refused(read_volume, save(tmp_path / "bad.nii.gz", data), "finite", "got 2 NaN or infinite voxels")
+
+
+def test_values_that_overflow_float32(tmp_path):
+    data = VALUES.astype(np.float64)
+    data[0, 0, 0] = 1e39
+    refused(read_volume, save(tmp_path / "large.nii.gz", data), "got 1 NaN or infinite")
+
+
+@pytest.mark.parametrize("bad", [0.5, np.nan, 40000, -32769])
+def test_labels_that_are_none(tmp_path, bad):
+    data = np.zeros(SHAPE)
+    data[3, 1, 2] = bad
+    refused(read_label, save(tmp_path / "label.nii.gz", data), "whole numbers", f"got {bad}")
+
+
+def test_a_label_of_several_channels(tmp_path):
+    path = save(tmp_path / "label.nii.gz", np.zeros((*SHAPE, 2), np.uint8))
+    refused(read_label, path, "must be 3D because it holds labels", r"got shape \(4, 5, 6, 2\)")
+
+
+class TestChannels:
+    def test_none(self):
+        with pytest.raises(ValueError, match="paths must be one file or several, got none"):
+            read_volume([])
+
+    def test_shape(self, tmp_path):
+        first, second = save(tmp_path / "a.nii.gz"), save(tmp_path / "b.nii.gz", VALUES[:-1])
+        with pytest.raises(
+            ValueError, match=rf"{second} must have {first}'s shape \[4, 5, 6\], got \[3, 5, 6\]"
+        ):
+            read_volume([first, second])
+
+    def test_position(self, tmp_path):
+        affine = np.diag([0.7, 1.3, 2.5, 1.0])
+        affine[1, 3] = 0.25
+        first, second = save(tmp_path / "a.nii.gz"), save(tmp_path / "b.nii.gz", affine=affine)
+        with pytest.raises(ValueError, match=rf"{second} must have {first}'s affine, got .* by 0\.25 mm"):
+            read_volume([first, second])
+
+    def test_rounding_of_the_position_is_none(self, tmp_path):
+        affine = np.diag([0.7, 1.3, 2.5, 1.0])
+        affine[1, 3] = 0.0009
+        assert (
+            len(read_volume([save(tmp_path / "a.nii"), save(tmp_path / "b.nii", affine=affine)]).array) == 2
+        )
+
+    def test_dimensions(self, tmp_path):
+        first = save(tmp_path / "a.nii.gz")
+        second = save(tmp_path / "b.nii.gz", np.stack([VALUES] * 3, -1))
+        with pytest.raises(ValueError, match=rf"{second} must be 3D .* got shape \(4, 5, 6, 3\)"):
+            read_volume([first, second])

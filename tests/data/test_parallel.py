@@ -1,0 +1,62 @@
+"""Work in processes: order, errors, death, and programs that are scripts."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxmamba3d.data.parallel import map_cases
+
+
+def square(number: int) -> int:
+    if number == 7:
+        raise ValueError("seven is bad")
+    return number**2
+
+
+def process_of(number: int) -> int:
+    return os.getpid()
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes", [1, 2, None])
+def test_results_are_in_order(processes):
+    assert map_cases(abs, [-3, 2, -1, 5], processes=processes, description="abs") == [3, 2, 1, 5]
+    assert map_cases(abs, [], processes=processes, description="nothing") == []
+
+
+def test_one_process_is_this_one():
+    assert map_cases(process_of, [1, 2], processes=1, description="pid") == [os.getpid()] * 2
+
+
+def test_more_processes_are_others():
+    found = set(map_cases(process_of, list(range(6)), processes=2, description="pid"))
+    assert 1 <= len(found) <= 2
+    assert os.getpid() not in found
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_errors_reach_the_caller(processes):
+    with pytest.raises(ValueError, match="seven is bad"):
+        map_cases(square, [1, 7, 2], processes=processes, description="square")
+
+
+def test_a_killed_worker_is_explained():
+    with pytest.raises(RuntimeError, match=r"die: a worker process died.* fewer than 2 processes"):
+        map_cases(die, [1, 2, 3], processes=2, description="die")
+
+
+def test_a_script_needs_no_main_guard_and_is_not_imported_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from jaxmamba3d.data.parallel import map_cases\n"
+        "print('program')\n"
+        "print(map_cases(abs, [-1, -2], processes=2, description='abs'))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n") == ["program", "[1, 2]", ""], done.stderr

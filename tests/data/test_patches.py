@@ -1,0 +1,113 @@
+"""Foreground sampling and the geometry of patches."""
+
+import numpy as np
+import pytest
+
+from jaxmamba3d.data.patches import corner_bounds, cut, draw_corner, foreground_table, is_forced
+
+
+def blocks() -> np.ndarray:
+    """[40, 40, 40] int16: class 1 in 20 x 30 x 40 = 24000 voxels, class 3 in one voxel, the rest -1 and 0."""
+    label = np.full((40, 40, 40), -1, np.int16)
+    label[:39] = 0
+    label[:20, :30] = 1
+    label[30, 31, 32] = 3
+    return label
+
+
+def test_table_holds_voxels_of_the_class_without_repetition():
+    label = blocks()
+    table = foreground_table(label, [1, 2, 3])
+    assert list(table) == [1, 3]
+    assert table[1].shape == (10_000, 3)
+    assert (label[tuple(table[1].T)] == 1).all()
+    assert len(np.unique(table[1], axis=0)) == 10_000
+    np.testing.assert_array_equal(table[3], [[30, 31, 32]])
+
+
+def test_large_classes_keep_one_percent():
+    label = np.ones((101, 100, 100), np.int16)
+    label[100, 99, 99] = 0
+    assert len(foreground_table(label, [1])[1]) == 10_100
+
+
+def test_classes_share_one_random_stream():
+    label = np.random.default_rng(0).integers(0, 3, (9, 9, 9)).astype(np.int16)
+    both, alone = foreground_table(label, [1, 2]), foreground_table(label, [2])
+    assert not np.array_equal(both[2], alone[2])
+    assert not np.array_equal(both[2], foreground_table(label, [2, 1])[2])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fraction", "forced"),
+    [(2, 0.33, 1), (9, 0.33, 3), (1, 0.33, 0), (4, 0, 0), (4, 1, 4), (5, 0.5, 3), (3, 0.5, 1)],
+)
+def test_the_last_samples_are_forced(batch_size, fraction, forced):
+    found = [is_forced(j, batch_size, fraction) for j in range(batch_size)]
+    assert found == [False] * (batch_size - forced) + [True] * forced
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "final", "lowest", "highest"),
+    [
+        (50, 40, 40, 0, 10),
+        (40, 40, 40, 0, 0),
+        (35, 40, 40, -3, -2),  # padding 5: floor(-5 / 2) and 35 + 2 + 1 - 40
+        (50, 52, 40, -6, 4),  # padding 12
+        (50, 51, 40, -6, 5),  # padding 11
+        (35, 52, 40, -9, -8),  # padding 17, more than augmentation's 12
+    ],
+)
+def test_corner_bounds(size, patch, final, lowest, highest):
+    assert corner_bounds((size,), (patch,), (final,)) == ((lowest,), (highest,))
+
+
+def test_random_corners_reach_both_bounds_uniformly():
+    generator = np.random.default_rng(0)
+    shape, patch, final = (12, 8, 6), (8, 8, 8), (6, 8, 8)
+    lowest, highest = corner_bounds(shape, patch, final)
+    assert (lowest, highest) == ((-1, 0, -1), (5, 0, -1))
+    corners = np.array([draw_corner(generator, shape, patch, final, ()) for _ in range(2000)])
+    np.testing.assert_array_equal(corners.min(axis=0), lowest)
+    np.testing.assert_array_equal(corners.max(axis=0), highest)
+    counts = np.unique(corners[:, 0], return_counts=True)[1]
+    assert len(counts) == 7
+    assert abs(counts - 2000 / 7).max() < 5 * np.sqrt(2000 / 7)
+
+
+def test_forced_corners_centre_a_voxel():
+    patch = (8, 9, 20)
+    voxel = np.array([[30, 31, 4]], np.int32)
+    corner = draw_corner(np.random.default_rng(0), (40, 40, 40), patch, patch, [voxel])
+    # The third axis is held at the lowest corner; nothing holds the others at the highest, as in nnU-Net.
+    assert corner == (26, 27, 0)
+    near_the_end = draw_corner(np.random.default_rng(0), (32, 33, 40), patch, patch, [voxel])
+    assert near_the_end == (26, 27, 0)
+    assert all(isinstance(n, int) for n in corner)
+
+
+def test_classes_are_drawn_uniformly_whatever_their_size():
+    many = np.argwhere(np.ones((10, 10, 10)))
+    one = np.array([[30, 30, 30]])
+    generator = np.random.default_rng(0)
+    corners = [draw_corner(generator, (40,) * 3, (4,) * 3, (4,) * 3, [many, one]) for _ in range(1000)]
+    assert 430 < sum(corner == (28, 28, 28) for corner in corners) < 570
+    assert len(set(corners)) > 250
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (-2, 3, 1), (4, -1, -1), (7, 8, 9), (-5, 2, 3)])
+def test_cut_equals_cropping_a_padded_volume(corner):
+    volume = np.random.default_rng(0).integers(1, 99, (6, 7, 8, 2))
+    patch = (4, 5, 9)
+    padded = np.pad(volume, [(10, 10)] * 3 + [(0, 0)], constant_values=-1)
+    start = [10 + low for low in corner]
+    expected = padded[tuple(slice(s, s + n) for s, n in zip(start, patch, strict=True))]
+    np.testing.assert_array_equal(cut(volume, corner, patch, -1), expected)
+
+
+def test_cut_reads_memory_maps_and_returns_memory(tmp_path):
+    np.save(tmp_path / "volume.npy", np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8))
+    patch = cut(np.load(tmp_path / "volume.npy", mmap_mode="r"), (1, 2, 3), (2, 2, 2), 0)
+    assert type(patch) is np.ndarray
+    assert patch.flags.writeable
+    np.testing.assert_array_equal(patch[0, 0], [1 * 56 + 2 * 8 + 3, 1 * 56 + 2 * 8 + 4])

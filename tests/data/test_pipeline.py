@@ -1,0 +1,143 @@
+"""The stream of training batches: reproducible, resumable, divisible among processes."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from jaxmamba3d.data.case_files import write_case
+from jaxmamba3d.data.patches import foreground_table
+from jaxmamba3d.data.pipeline import training_batches
+
+NAMES = ("one", "two", "three")
+PATCH = (10, 12, 8)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Three cases whose image tells all: channel 0 numbers case and voxel, channel 1 is the label."""
+    folder = tmp_path_factory.mktemp("cases")
+    for number, name in enumerate(NAMES, start=1):
+        shape = (12 + number, 11, 9)
+        label = np.zeros(shape, np.int16)
+        label[0] = -1
+        if name != "three":
+            label[5:8, 4:6, 2] = number
+        count = label.size
+        image = np.stack([number * 10_000 + np.arange(count).reshape(shape), label], axis=-1)
+        write_case(
+            folder / name,
+            image=image.astype(np.float32),
+            label=label,
+            foreground=foreground_table(label, [1, 2]),
+            properties={},
+        )
+    return folder
+
+
+def stream(cases, **changes):
+    options = {"patch_size": PATCH, "batch_size": 4, "seed": 5}
+    return training_batches(cases, NAMES, **(options | changes))
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_batches_are_what_training_reads(cases):
+    for batch in take(stream(cases), 20):
+        image, label = batch["image"], batch["label"]
+        assert image.shape == (4, *PATCH, 2)
+        assert image.dtype == np.float32
+        assert label.shape == (4, *PATCH)
+        assert label.dtype == np.int16
+        # The label that the image shows, with outside the body (-1) and outside the volume (0) background.
+        np.testing.assert_array_equal(np.maximum(image[..., 1], 0), label)
+        outside = image[..., 0] == 0
+        assert outside.any(), "every volume is smaller than the patch along Y"
+        assert (label[outside] == 0).all()
+
+
+def test_the_last_samples_hold_foreground_where_the_case_has_any(cases):
+    first, last = 0, 0
+    for batch in take(stream(cases, patch_size=(3, 3, 3), foreground_fraction=0.5), 60):
+        number = batch["image"][..., 0].max(axis=(1, 2, 3)) // 10_000
+        holds = batch["label"].max(axis=(1, 2, 3)) > 0
+        assert (holds[2:] == (number[2:] != 3)).all()
+        first, last = first + holds[:2].sum(), last + holds[2:].sum()
+    assert first < last / 2
+
+
+def test_all_cases_are_drawn_with_replacement(cases):
+    numbers = [batch["image"][..., 0].max(axis=(1, 2, 3)) // 10_000 for batch in take(stream(cases), 75)]
+    counts = np.unique(np.concatenate(numbers), return_counts=True)[1]
+    assert len(counts) == 3
+    assert abs(counts - 100).max() < 40
+    assert any(len(set(batch)) < 4 for batch in numbers)
+
+
+def test_the_seed_decides_and_threads_do_not(cases):
+    expected = take(stream(cases, threads=1), 6)
+    assert_same(take(stream(cases, threads=4), 6), expected)
+    other = take(stream(cases, seed=6), 6)
+    assert not np.array_equal(other[0]["image"], expected[0]["image"])
+    assert not np.array_equal(expected[0]["image"], expected[1]["image"])
+
+
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_resumes_exactly(cases, at):
+    expected = take(stream(cases), 10)
+    first = stream(cases)
+    take(first, at)
+    resumed = stream(cases)
+    resumed.set_state(first.get_state())
+    assert_same(take(resumed, 10 - at), expected[at:])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_global_batch(cases, count):
+    expected = take(stream(cases), 5)
+    parts = [take(stream(cases, process_index=i, process_count=count), 5) for i in range(count)]
+    assert all(batch["label"].shape[0] == 4 // count for part in parts for batch in part)
+    joined = [
+        {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        for batches in zip(*parts, strict=True)
+    ]
+    assert_same(joined, expected)
+
+
+def test_room_for_augmentation_reaches_over_the_border(cases):
+    """A volume of at least the patch is padded only where augmentation cuts the margin off again."""
+    options = {"patch_size": (11, 11, 9), "batch_size": 30, "foreground_fraction": 0}
+    (whole,) = take(stream(cases, **options), 1)
+    assert (whole["image"][..., 0] > 0).all()
+    (margin,) = take(stream(cases, **options, final_patch_size=(7, 11, 9)), 1)
+    padded = (margin["image"][..., 0] == 0).all(axis=(2, 3)).sum(axis=1)
+    assert padded.max() == 2
+
+
+def test_bad_arguments(cases):
+    with pytest.raises(FileNotFoundError, match="four: no preprocessed case"):
+        training_batches(cases, ["one", "four"], patch_size=PATCH, batch_size=2)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes"):
+        stream(cases, process_count=3)
+    with pytest.raises(ValueError, match="case_names must be at least one case"):
+        training_batches(cases, [], patch_size=PATCH, batch_size=2)
+
+
+def test_keeps_an_accelerator_fed(cases):
+    """Far below the speed of an idle core, far above reading whole cases or opening files for every patch."""
+    batches = stream(cases, patch_size=(40, 56, 40), batch_size=9)
+    take(batches, 10)
+    start = time.perf_counter()
+    take(batches, 20)
+    assert 20 * 9 / (time.perf_counter() - start) > 100

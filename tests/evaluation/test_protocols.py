@@ -1,0 +1,84 @@
+"""The registry against the label lists of the authors' dataset.json files, and dataset.json reading."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from real_data import real_dataset
+
+from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
+
+
+def write(path, labels):
+    path.write_text(json.dumps({"labels": labels}))
+    return path
+
+
+def test_published_structures():
+    # The eight organs of the authors' evaluation script, by the Synapse dataset's label values.
+    assert get_protocol("synapse8").classes == {
+        "spleen": (1,),
+        "right kidney": (2,),
+        "left kidney": (3,),
+        "gallbladder": (4,),
+        "liver": (6,),
+        "stomach": (7,),
+        "aorta": (8,),
+        "pancreas": (11,),
+    }
+    assert list(get_protocol("synapse13").classes.values()) == [(n,) for n in range(1, 14)]
+    assert get_protocol("synapse8").declared_labels == get_protocol("synapse13").declared_labels
+    assert get_protocol("acdc").classes == {"RV": (1,), "MLV": (2,), "LVC": (3,)}
+    assert get_protocol("brats").classes == {"ET": (3,), "TC": (2, 3), "WT": (1, 2, 3)}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda p: p.name)
+def test_published_conventions(protocol):
+    assert protocol.hd95_unit == "voxels"
+    assert (protocol.dice_both_absent, protocol.hd95_both_absent, protocol.hd95_one_absent) == (1, 0, 0)
+
+
+def test_default_conventions():
+    protocol = Protocol("mine", {"a": (1,)})
+    assert protocol.hd95_unit == "mm"
+    assert math.isnan(protocol.dice_both_absent)
+    assert math.isnan(protocol.hd95_both_absent)
+    assert protocol.hd95_one_absent == "diagonal"
+
+
+def test_dataset_json_layouts(tmp_path):
+    nnunet = write(tmp_path / "a.json", {"background": 0, "RV": 1, "LV": 3})
+    assert dataset_protocol(nnunet).classes == {"RV": (1,), "LV": (3,)}
+    decathlon = write(tmp_path / "b.json", {"0": "background", "1": "Anterior", "2": "Posterior"})
+    assert dataset_protocol(decathlon).classes == {"Anterior": (1,), "Posterior": (2,)}
+    regions = write(tmp_path / "c.json", {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})
+    protocol = dataset_protocol(regions)
+    assert protocol.classes == {"whole": (1, 2), "core": (2,)}
+    assert protocol.ignore_label == 3
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes"),
+    [
+        ("Task04_Hippocampus", {"Anterior": (1,), "Posterior": (2,)}),
+        ("Dataset027_ACDC", {"RV": (1,), "MLV": (2,), "LVC": (3,)}),
+    ],
+)
+def test_real_dataset_json(dataset, classes):
+    assert dataset_protocol(real_dataset(dataset) / "dataset.json").classes == classes
+
+
+def test_errors(tmp_path):
+    with pytest.raises(ValueError, match="protocol must be one of acdc, brats, synapse13, synapse8, got 'x'"):
+        get_protocol("x")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.json: no such file"):
+        dataset_protocol(tmp_path / "dataset.json")
+    with pytest.raises(ValueError, match=r"a\.json: no usable labels"):
+        dataset_protocol(write(tmp_path / "a.json", {"background": 0}))
+    with pytest.raises(ValueError, match=r"classes\['a'\] must be label values above 0"):
+        Protocol("mine", {"a": (0, 1)})
+    with pytest.raises(ValueError, match="ignore_label must be a label of its own, got 1"):
+        Protocol("mine", {"a": (1,)}, ignore_label=1)
+    with pytest.raises(ValueError, match="hd95_one_absent"):
+        dataclasses.replace(get_protocol("acdc"), hd95_one_absent="worst")

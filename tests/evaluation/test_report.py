@@ -1,0 +1,249 @@
+"""Folders of segmentations: scores, summaries, files, and what is refused."""
+
+import csv
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+
+from jaxmamba3d.evaluation import Protocol, evaluate_folders
+from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance
+
+SPACING = (0.8, 1.0, 3.0)
+SHAPE = (12, 10, 7)
+TWO = Protocol("two", {"first": (1,), "both": (1, 2)})
+
+
+def write(path, labels, affine=None, spacing=SPACING, dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([*spacing, 1]) if affine is None else affine
+    nibabel.save(nibabel.Nifti1Image(np.asarray(labels, dtype), affine), path)
+
+
+def blocks(seed):
+    """Label 2 around label 1, somewhere."""
+    labels = np.zeros(SHAPE, np.uint8)
+    x, y, z = np.random.default_rng(seed).integers(0, (5, 4, 2))
+    labels[x : x + 6, y : y + 5, z : z + 4] = 2
+    labels[x + 1 : x + 4, y + 1 : y + 4, z + 1 : z + 3] = 1
+    return labels
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Cases a and b predicted off by a few voxels."""
+    for case, seed in (("a", 0), ("b", 1)):
+        write(tmp_path / "labels" / f"{case}.nii.gz", blocks(seed))
+        write(tmp_path / "predictions" / f"{case}.nii.gz", blocks(seed + 10))
+    return tmp_path
+
+
+def evaluate(folder, **options):
+    options = {"protocol": TWO, "progress": False, "threads": 2} | options
+    return evaluate_folders(folder / "predictions", folder / "labels", folder / "scores", **options)
+
+
+def score_of(evaluation, case, structure):
+    (score,) = [s for s in evaluation.scores if (s.case, s.structure) == (case, structure)]
+    return score
+
+
+def test_scores_are_those_of_the_whole_masks(folders):
+    evaluation = evaluate(folders)
+    assert [(s.case, s.structure) for s in evaluation.scores] == [
+        ("a", "first"),
+        ("a", "both"),
+        ("b", "first"),
+        ("b", "both"),
+    ]
+    for seed, case in enumerate("ab"):
+        for structure, labels in TWO.classes.items():
+            ours, theirs = np.isin(blocks(seed + 10), labels), np.isin(blocks(seed), labels)
+            score = score_of(evaluation, case, structure)
+            assert score.dice == dice(ours, theirs)
+            assert score.hd95_mm == pytest.approx(hausdorff95(ours, theirs, SPACING), rel=1e-6)
+            assert score.hd95_voxels == pytest.approx(hausdorff95(ours, theirs), rel=1e-6)
+            assert score.hd95_mm != pytest.approx(score.hd95_voxels, rel=1e-2)
+            assert score.nsd == normalized_surface_distance(ours, theirs, SPACING, 2.0)
+            assert (score.prediction_voxels, score.reference_voxels) == (ours.sum(), theirs.sum())
+            assert score.reference_ml == pytest.approx(theirs.sum() * 2.4e-3, rel=1e-6)
+
+
+def test_isotropic_spacing_gives_voxels_too(tmp_path):
+    for folder, seed in (("labels", 0), ("predictions", 10)):
+        write(tmp_path / folder / "a.nii.gz", blocks(seed), spacing=(2, 2, 2))
+    score = score_of(evaluate(tmp_path), "a", "both")
+    assert score.hd95_voxels == pytest.approx(hausdorff95(blocks(0) > 0, blocks(10) > 0), rel=1e-12)
+    assert score.hd95_mm == pytest.approx(2 * score.hd95_voxels, rel=1e-12)
+
+
+def test_summary_leaves_absent_structures_out(folders):
+    write(folders / "labels" / "c.nii.gz", np.zeros(SHAPE))
+    write(folders / "predictions" / "c.nii.gz", np.zeros(SHAPE))
+    evaluation = evaluate(folders)
+    assert evaluation.cases == ("a", "b", "c")
+    values = [score_of(evaluation, case, "first").dice for case in "ab"]
+    statistic = evaluation.structures["first"]["dice"]
+    assert statistic.mean == pytest.approx(np.mean(values))
+    assert statistic.sd == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    assert statistic.cases == 2
+    means = [evaluation.structures[s]["hd95_mm"].mean for s in ("first", "both")]
+    assert evaluation.mean["hd95_mm"] == pytest.approx(np.mean(means))
+    assert math.isnan(score_of(evaluation, "c", "both").nsd)
+
+
+def test_a_missed_structure_costs_the_diagonal(folders):
+    write(folders / "predictions" / "a.nii.gz", np.zeros(SHAPE))
+    score = score_of(evaluate(folders), "a", "first")
+    assert (score.dice, score.nsd) == (0, 0)
+    assert score.hd95_mm == pytest.approx(math.hypot(12 * 0.8, 10, 21), rel=1e-6)
+    assert score.hd95_voxels == pytest.approx(math.hypot(12, 10, 7))
+
+
+def test_published_conventions_for_absent_structures(folders):
+    write(folders / "predictions" / "a.nii.gz", np.zeros(SHAPE))
+    evaluation = evaluate(folders, protocol="acdc")
+    missed, nowhere = score_of(evaluation, "a", "RV"), score_of(evaluation, "a", "LVC")
+    assert (missed.dice, missed.hd95_mm, missed.hd95_voxels) == (0, 0, 0)
+    assert (nowhere.dice, nowhere.hd95_mm, nowhere.hd95_voxels) == (1, 0, 0)
+    assert evaluation.structures["LVC"]["dice"].cases == 2
+
+
+def test_ignored_voxels_count_for_nothing(folders):
+    protocol = Protocol("ignoring", {"first": (1,)}, unscored_labels=(2,), ignore_label=3)
+    labels, predictions = blocks(0), blocks(10)
+    labels[6:] = 3
+    write(folders / "labels" / "a.nii.gz", labels)
+    score = score_of(evaluate(folders, protocol=protocol), "a", "first")
+    ours, theirs = (predictions == 1) & (labels != 3), labels == 1
+    assert score.dice == dice(ours, theirs)
+    assert score.hd95_voxels == pytest.approx(hausdorff95(ours, theirs))
+    assert score.prediction_voxels == ours.sum() < (predictions == 1).sum()
+
+
+def test_default_protocol(folders):
+    evaluation = evaluate(folders, protocol="default")
+    assert evaluation.protocol.classes == {"label 1": (1,), "label 2": (2,)}
+    (folders / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "core": 1, "rim": 2}}))
+    evaluation = evaluate(folders, protocol="default")
+    assert evaluation.protocol.classes == {"core": (1,), "rim": (2,)}
+
+
+def test_files(folders):
+    write(folders / "labels" / "c.nii.gz", np.zeros(SHAPE))
+    write(folders / "predictions" / "c.nii.gz", np.zeros(SHAPE))
+    evaluation = evaluate(folders)
+    with (folders / "scores" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert float(rows[1]["hd95_mm"]) == evaluation.scores[1].hd95_mm
+    assert (rows[4]["case"], rows[4]["dice"], rows[4]["reference_voxels"]) == ("c", "", "0")
+    summary = json.loads((folders / "scores" / "summary.json").read_text())
+    assert summary["structures"]["both"]["nsd"] == dataclasses.asdict(evaluation.structures["both"]["nsd"])
+    assert summary["scores"][4]["dice"] is None
+    assert summary["protocol"]["classes"] == {"first": [1], "both": [1, 2]}
+    markdown = (folders / "scores" / "summary.md").read_text()
+    first = evaluation.structures["first"]["dice"]
+    header = "| structure | Dice | HD95 (mm) | HD95 (voxels) | NSD at 2 mm | cases |\n"
+    assert (
+        f"2 mm | cases |\n| --- | ---: | ---: | ---: | ---: | ---: |\n| first | {first.mean:.4f} ± "
+        in markdown
+    )
+    assert header in markdown
+    assert f"| **mean** | {evaluation.mean['dice']:.4f} |" in markdown
+    assert "In only one: Dice 0, HD95 the image's diagonal." in markdown
+    assert sorted(p.name for p in (folders / "scores").iterdir()) == [
+        "scores.csv",
+        "summary.json",
+        "summary.md",
+    ]
+
+
+def test_headline_unit_comes_first(folders):
+    evaluate(folders, protocol=dataclasses.replace(TWO, hd95_unit="voxels", nsd_tolerance_mm=1.5))
+    markdown = (folders / "scores" / "summary.md").read_text()
+    assert "| Dice | HD95 (voxels) | HD95 (mm) | NSD at 1.5 mm |" in markdown
+
+
+def test_cases_can_be_chosen(folders):
+    write(folders / "labels" / "c.nii.gz", blocks(2))
+    assert evaluate(folders, cases=["b"]).cases == ("b",)
+    with pytest.raises(ValueError, match=r"d: missing .*predictions/d\.nii\.gz"):
+        evaluate(folders, cases=["b", "d"])
+
+
+def test_floating_point_and_hidden_files_are_read(folders):
+    write(folders / "predictions" / "a.nii.gz", blocks(0), dtype=np.float32)
+    (folders / "labels" / "._a.nii.gz").write_bytes(b"left by macOS")
+    assert score_of(evaluate(folders), "a", "both").dice == 1
+
+
+def test_headers_that_round_differently_match(folders):
+    affine = np.diag([*SPACING, 1]) + 1e-4
+    write(folders / "predictions" / "a.nii.gz", blocks(0), affine)
+    assert score_of(evaluate(folders), "a", "both").dice == 1
+
+
+def test_all_bad_pairs_are_named_at_once(folders):
+    labels, predictions = folders / "labels", folders / "predictions"
+    for case in "cdefg":
+        write(labels / f"{case}.nii.gz", blocks(3))
+    write(predictions / "d.nii.gz", blocks(3)[:-1])
+    write(predictions / "e.nii.gz", blocks(3), np.diag([-0.8, 1, 3, 1]))
+    (predictions / "f.nii.gz").write_bytes(b"no NIfTI")
+    write(predictions / "g.nii.gz", blocks(3)[..., None])
+    write(predictions / "h.nii.gz", blocks(3))
+    with pytest.raises(ValueError) as error:
+        evaluate(folders)
+    message = str(error.value)
+    assert message.startswith("6 of 8 cases cannot be scored:\n  c: missing ")
+    assert "predictions/c.nii.gz\n" in message
+    assert "d: the prediction has shape (11, 10, 7), its label (12, 10, 7)" in message
+    assert "e: the affines of prediction and label place voxels up to 17.6 mm apart" in message
+    assert "predictions/f.nii.gz: cannot be read as NIfTI" in message
+    assert "predictions/g.nii.gz: has shape (12, 10, 7, 1); a segmentation has three axes" in message
+    assert "h: missing " in message
+    assert "labels/h.nii.gz" in message
+    assert not (folders / "scores").exists()
+
+
+def test_bad_contents_are_named_at_once(folders):
+    labels, predictions = folders / "labels", folders / "predictions"
+    for case in "cde":
+        write(labels / f"{case}.nii.gz", blocks(3))
+    write(predictions / "c.nii.gz", blocks(3) * 4)
+    write(predictions / "d.nii.gz", blocks(3) * 0.5, dtype=np.float32)
+    write(predictions / "e.nii.gz", -blocks(3).astype(np.int16), dtype=np.int16)
+    noise = np.random.default_rng(0).integers(0, 3, (30, 30, 30))
+    write(labels / "f.nii.gz", noise)
+    write(predictions / "f.nii.gz", noise)
+    whole = (predictions / "f.nii.gz").read_bytes()
+    (predictions / "f.nii.gz").write_bytes(whole[: len(whole) * 3 // 4])  # noise: the cut spares the header
+    with pytest.raises(ValueError) as error:
+        evaluate(folders)
+    message = str(error.value)
+    assert message.startswith("4 of 6 cases cannot be scored:")
+    assert "c.nii.gz: labels [4, 8], which protocol two does not declare" in message
+    assert "d.nii.gz: holds values that are not whole numbers" in message
+    assert "e.nii.gz: holds values from -2 to 0" in message
+    assert "f.nii.gz: its data cannot be read" in message
+    assert not (folders / "scores").exists()
+
+
+def test_empty_and_missing_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="predictions: no such folder"):
+        evaluate(tmp_path)
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(ValueError, match=r"no \.nii\.gz files to compare"):
+        evaluate(tmp_path)
+
+
+def test_evaluation_does_not_need_jax():
+    code = "import sys, jaxmamba3d.evaluation; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,43 @@
+"""The .pth beside the .npz was written by torch 2.13 from the same tensors, views and dtypes included."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from golden_data import GOLDEN, golden_arrays
+
+from jaxmamba3d.nets import read_torch_checkpoint
+
+
+def test_equals_what_torch_saved():
+    expected = golden_arrays("torch_checkpoint.npz")
+    found = read_torch_checkpoint(GOLDEN / "torch_checkpoint.pth")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name].astype(np.float32), value, err_msg=name)
+
+
+def test_other_files_are_refused(tmp_path):
+    text = tmp_path / "weights.pth"
+    text.write_text("no checkpoint")
+    with pytest.raises(ValueError, match=r"weights\.pth must be a file of torch\.save"):
+        read_torch_checkpoint(text)
+    archive = tmp_path / "other.pth"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("readme", "no checkpoint")
+    with pytest.raises(ValueError, match=r"other\.pth must be .* without data\.pkl"):
+        read_torch_checkpoint(archive)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = tmp_path / "attack.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"state_dict": Attack()}))
+    with pytest.raises(ValueError, match="must hold a state_dict"):
+        read_torch_checkpoint(path)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,95 @@
+"""The layers alone against the authors' PyTorch ones: outputs and all gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_data import GOLDEN, golden_arrays
+from safetensors.numpy import load_file
+from tolerances import assert_close
+
+from jaxmamba3d.nets import load_official_weights, to_official_weights
+from jaxmamba3d.nets.unet3d import TokenMixer
+from jaxmamba3d.nn import BidirectionalMambaBlock, Mamba, MambaBlock, MultiOrderMambaBlock, ResidualBlock
+
+
+def mixer(block):
+    return lambda: TokenMixer(block(8, d_state=8, rngs=nnx.Rngs(0)), 8, rngs=nnx.Rngs(0))
+
+
+def residual(out_features, strides):
+    # Strides and kernel as in the recordings: input [2, 4, 4, 4, 6] with the channels first.
+    return lambda: ResidualBlock(4, out_features, (3, 3, 3), strides, rngs=nnx.Rngs(0))
+
+
+LAYERS = {
+    "Mamba": lambda: Mamba(8, rngs=nnx.Rngs(0)),
+    "MambaTrans": lambda: MambaBlock(8, d_state=8, rngs=nnx.Rngs(0)),
+    "MambaTrans_small": lambda: MambaBlock(8, d_state=8, rngs=nnx.Rngs(0)),
+    "MambaTrans_c72_Seg": lambda: MambaBlock(72, d_state=72, rngs=nnx.Rngs(0)),
+    "MambaTrans_c72_Multi": lambda: MambaBlock(72, d_state=64, rngs=nnx.Rngs(0)),
+    "PanMambaTrans": lambda: BidirectionalMambaBlock(8, d_state=8, rngs=nnx.Rngs(0)),
+    "PanMambaTrans_small": lambda: BidirectionalMambaBlock(8, d_state=8, rngs=nnx.Rngs(0)),
+    "MultiMambaTrans": lambda: MultiOrderMambaBlock(8, d_state=8, rngs=nnx.Rngs(0)),
+    "MambaLayer_Seg": mixer(MambaBlock),
+    "MambaLayer_Seg_small": mixer(MambaBlock),
+    "MambaLayer_Pan": mixer(BidirectionalMambaBlock),
+    "BasicBlockD_identity": residual(4, (1, 1, 1)),
+    "BasicBlockD_project": residual(6, (1, 1, 1)),
+    "BasicBlockD_stride": residual(4, (2, 2, 2)),
+    "BasicBlockD_stride_project": residual(6, (2, 2, 2)),
+    "BasicBlockD_stride_project_small": residual(6, (2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_the_official_layer(name):
+    io = golden_arrays(f"networks/public_layer_{name}_io.npz")
+    layer = nnx.eval_shape(LAYERS[name])
+    load_official_weights(layer, load_file(GOLDEN / "networks" / f"public_layer_{name}.safetensors"))
+
+    def ours(array):
+        return np.moveaxis(array, 1, -1) if array.ndim == 5 else array
+
+    def loss(layer, x):
+        y = layer(x)
+        return jnp.sum(y * ours(io["w"])), y
+
+    gradient = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, y), (gradients, input_gradient) = gradient(layer, ours(io["input"]))
+    assert_close(y, ours(io["output"]), 3e-6, "output")
+
+    found = to_official_weights(nnx.merge(nnx.graphdef(layer), gradients))
+    found["input"] = np.asarray(input_gradient)
+    expected = {key.removeprefix("grad/"): io[key] for key in io if key.startswith("grad/")}
+    largest = max(np.abs(value).max() for value in expected.values())
+    expected["input"] = ours(io["grad_input"])
+    assert found.keys() == expected.keys()
+    noise = 5e-5 if name.startswith("BasicBlockD") and name.endswith("small") else 2e-6
+    for key, value in expected.items():
+        difference = np.abs(found[key] - value).max()
+        assert difference <= 1e-5 * np.abs(value).max() + noise * largest, f"gradient of {key}: {difference}"
+
+
+def test_reverse_block_is_flip_block_flip():
+    block = MambaBlock(8, d_state=4, rngs=nnx.Rngs(1))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 19, 8)), jnp.float32)
+    assert_close(block(x, reverse=True), block(x[:, ::-1])[:, ::-1], 1e-6)
+
+
+def test_axis_orders_can_be_chosen_and_are_checked():
+    block = MultiOrderMambaBlock(4, orders=("XYZ", "ZXY"), d_state=4, rngs=nnx.Rngs(0))
+    x = jnp.ones((1, 2, 3, 4, 4))
+    assert block(x).shape == x.shape
+    with pytest.raises(ValueError, match="orders must be one of XYZ, XZY, YXZ, ZXY, got 'ZYX'"):
+        MultiOrderMambaBlock(4, orders=("ZYX",), rngs=nnx.Rngs(0))
+
+
+def test_mamba_parameters_start_as_in_mamba_ssm():
+    layer = Mamba(64, d_state=16, rngs=nnx.Rngs(0))
+    step = jax.nn.softplus(layer.dt_bias[...])
+    assert 1e-3 * 0.999 <= float(step.min()) < 2e-3
+    assert 5e-2 < float(step.max()) <= 1e-1 * 1.001
+    np.testing.assert_allclose(np.exp(layer.A_log[...][5]), np.arange(1, 17), rtol=1e-6)
+    assert float(jnp.abs(layer.dt_proj.kernel[...]).max()) <= 0.5  # dt_rank 4

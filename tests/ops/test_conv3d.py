@@ -1,0 +1,68 @@
+"""Both forms of the convolution against each other and against loops; upsampling, pooling too."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import assert_close, rounding
+
+from jaxmamba3d.ops.backend import compile_for, target_backend
+from jaxmamba3d.ops.conv3d import average_pool3d, conv3d, upsample3d
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2), (1, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("kernel_size", [(3, 3, 3), (1, 3, 3), (5, 1, 3), (1, 1, 1)])
+def test_planes_equal_the_3d_form_with_gradients(kernel_size, strides):
+    x, kernel = normal(2, 6, 8, 4, 3), normal(*kernel_size, 3, 5)
+
+    def value_and_gradients(backend):
+        with compile_for(backend):
+            y, vjp = jax.vjp(lambda x, kernel: conv3d(x, kernel, strides), x, kernel)
+            return y, *vjp(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    assert value_and_gradients("cpu")[0].shape == (
+        2,
+        *(-(-n // s) for n, s in zip((6, 8, 4), strides, strict=True)),
+        5,
+    )
+    for planes, whole in zip(value_and_gradients("cpu"), value_and_gradients("gpu"), strict=True):
+        assert_close(planes, whole, rounding("float32", 100))
+
+
+def test_convolution_is_what_loops_say():
+    x, kernel = np.asarray(normal(1, 3, 4, 3, 2)), np.asarray(normal(3, 3, 3, 2, 2))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))).astype(np.float64)
+    expected = np.zeros((1, 3, 4, 3, 2))
+    for i, j, k in itertools.product(range(3), range(4), range(3)):
+        expected[0, i, j, k] = np.einsum("xyzi,xyzio->o", padded[0, i : i + 3, j : j + 3, k : k + 3], kernel)
+    assert_close(conv3d(jnp.asarray(x), jnp.asarray(kernel)), expected, rounding("float32", 54))
+
+
+def test_upsampling_writes_one_block_a_voxel():
+    x, kernel = normal(2, 2, 3, 2, 4), normal(1, 2, 3, 4, 5)
+    y = np.asarray(upsample3d(x, kernel))
+    assert y.shape == (2, 2, 6, 6, 5)
+    for i, j, k in itertools.product(range(2), range(3), range(2)):
+        block = np.einsum("bi,xyzio->bxyzo", x[:, i, j, k], kernel)
+        assert_close(y[:, i : i + 1, 2 * j : 2 * j + 2, 3 * k : 3 * k + 3], block, rounding("float32", 4))
+
+
+def test_pooling_is_the_mean_of_blocks():
+    x = normal(1, 2, 4, 6, 3)
+    y = np.asarray(average_pool3d(x, (1, 2, 3)))
+    assert y.shape == (1, 2, 2, 2, 3)
+    assert_close(y[0, 1, 0, 1], np.asarray(x)[0, 1, 0:2, 3:6].mean((0, 1)), rounding("float32", 6))
+
+
+def test_the_target_backend_is_given_back():
+    with compile_for("tpu"):
+        assert target_backend() == "tpu"
+    assert target_backend() == "cpu"

@@ -1,0 +1,236 @@
+"""One contract for every implementation of the selective scan, against the float32 reference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_data import golden_arrays
+from jax.sharding import NamedSharding, PartitionSpec
+from tolerances import assert_close, rounding
+
+from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan
+from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
+
+TESTED = sorted(set(IMPLEMENTATIONS) - {"reference"})
+OPTIONAL = ("D", "z", "delta_bias", "h0")
+
+
+def random_arguments(batch, length, channels, state, dtype="float32", seed=0):
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape), dtype)
+
+    return {
+        "u": normal(batch, length, channels),
+        "delta": jnp.abs(normal(batch, length, channels)) / 4,  # positive: stable without softplus too
+        "A": -jnp.exp(jnp.asarray(rng.standard_normal((channels, state)), jnp.float32)),
+        "B": normal(batch, length, state),
+        "C": normal(batch, length, state),
+        "D": normal(channels),
+        "z": normal(batch, length, channels),
+        "delta_bias": jnp.abs(normal(channels)) / 4,
+        "h0": normal(batch, channels, state).astype(jnp.float32),
+    }
+
+
+def value_and_gradients(arguments, implementation, **options):
+    """y, last state and the gradient of every argument of a random scalar of both."""
+
+    def loss(arguments):
+        y, last = selective_scan(
+            **arguments, return_last_state=True, implementation=implementation, **options
+        )
+        rng = np.random.default_rng(1)
+        weights = [jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in (y, last)]
+        return jnp.sum(y.astype(jnp.float32) * weights[0]) + jnp.sum(last * weights[1]), (y, last)
+
+    (_, (y, last)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arguments)
+    return {"y": y, "last_state": last} | {f"gradient of {k}": v for k, v in gradients.items()}
+
+
+def assert_like_reference(arguments, implementation, tolerance, **options):
+    actual = value_and_gradients(arguments, implementation, **options)
+    expected = value_and_gradients(arguments, "reference", **options)
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype, name
+        assert_close(actual[name], value, tolerance, f"{implementation} {name}")
+
+
+SHAPES = {
+    "one token": (1, 1, 4, 3),
+    "odd everything": (2, 53, 5, 7),
+    "one state": (2, 40, 3, 1),
+    "widest state": (1, 33, 8, 256),
+    "whole chunks": (2, 2 * LONGEST, 6, 4),
+    "padded chunks": (1, 523, 5, 4),
+}
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_values_and_gradients(implementation, shape, reverse):
+    tolerance = rounding("float32", shape[1])
+    arguments = random_arguments(*shape)
+    assert_like_reference(arguments, implementation, tolerance, delta_softplus=True, reverse=reverse)
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("absent", [*((name,) for name in OPTIONAL), OPTIONAL], ids=" ".join)
+def test_optional_arguments(implementation, absent):
+    arguments = random_arguments(2, 37, 5, 4)
+    kept = {name: value for name, value in arguments.items() if name not in absent}
+    assert_like_reference(kept, implementation, rounding("float32", 37))
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_bfloat16_inputs_keep_a_float32_state(implementation, reverse):
+    arguments = random_arguments(2, 300, 5, 4, dtype="bfloat16")
+    exact = {name: value.astype(jnp.float32) for name, value in arguments.items()}
+    options = {"delta_softplus": True, "reverse": reverse}
+    y, last = selective_scan(**arguments, **options, return_last_state=True, implementation=implementation)
+    y_exact, last_exact = selective_scan(
+        **exact, **options, return_last_state=True, implementation="reference"
+    )
+    assert y.dtype == jnp.bfloat16
+    assert last.dtype == jnp.float32
+    assert_close(last, last_exact, rounding("float32", 300), "last state")
+    assert_close(y, y_exact, rounding("bfloat16", 1) / 4, "y, rounded once")
+    assert_like_reference(arguments, implementation, rounding("bfloat16", 1), **options)
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_reverse_is_flip_scan_flip(implementation):
+    arguments = random_arguments(2, 523, 5, 4)
+    flipped = {k: v[:, ::-1] if k in ("u", "delta", "B", "C", "z") else v for k, v in arguments.items()}
+    scan = functools.partial(selective_scan, implementation=implementation, return_last_state=True)
+    y, last = scan(**arguments, delta_softplus=True, reverse=True)
+    y_flipped, last_flipped = scan(**flipped, delta_softplus=True)
+    assert_close(y, y_flipped[:, ::-1], rounding("float32", 1))
+    assert_close(last, last_flipped, rounding("float32", 1))
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_state_carries_over_a_cut(implementation):
+    arguments = random_arguments(1, 600, 5, 4)
+    scan = functools.partial(selective_scan, implementation=implementation, return_last_state=True)
+    whole, last = scan(**arguments)
+
+    def part(start, stop, h0):
+        tokens = {k: arguments[k][:, start:stop] for k in ("u", "delta", "B", "C", "z")}
+        return scan(**(arguments | tokens | {"h0": h0}))
+
+    first, h = part(0, 251, arguments["h0"])
+    second, h = part(251, 600, h)
+    assert_close(jnp.concatenate([first, second], 1), whole, rounding("float32", 600))
+    assert_close(h, last, rounding("float32", 600))
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_vmap(implementation):
+    arguments = random_arguments(2, 300, 5, 4)
+    stacked = {k: jnp.stack([v, v + 0.1]) if k in ("u", "B") else v for k, v in arguments.items()}
+    axes = ({k: 0 if k in ("u", "B") else None for k in arguments},)
+    mapped = jax.vmap(functools.partial(value_and_gradients, implementation=implementation), axes)(stacked)
+    for i in range(2):
+        one = {k: v[i] if k in ("u", "B") else v for k, v in stacked.items()}
+        expected = value_and_gradients(one, "reference")
+        for name, value in expected.items():
+            assert_close(mapped[name][i], value, rounding("float32", 300), name)
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("sharded_axis", ["batch", "channels"])
+def test_two_devices(implementation, sharded_axis):
+    arguments = random_arguments(2, 300, 6, 4)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("x",))
+    batch, channel = ("x", None) if sharded_axis == "batch" else (None, "x")
+    specs = {
+        "u": (batch, None, channel),
+        "A": (channel, None),
+        "B": (batch, None, None),
+        "D": (channel,),
+        "h0": (batch, channel, None),
+    }
+    specs |= {"delta": specs["u"], "z": specs["u"], "C": specs["B"], "delta_bias": specs["D"]}
+    placed = {
+        k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(*specs[k]))) for k, v in arguments.items()
+    }
+    assert_like_reference(placed, implementation, rounding("float32", 300), delta_softplus=True)
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("recording", ["full", "minimal"])
+def test_equals_mamba_ssm(implementation, recording):
+    """Outputs and all gradients that mamba_ssm's selective_scan_ref gave, in its [B, D, L] order."""
+    recorded = golden_arrays(f"networks/public_selective_scan_{recording}_io.npz")
+    sequences = ("u", "delta", "B", "C", "z")
+    names = [k for k in (*sequences, "A", "D", "delta_bias") if k in recorded]
+
+    def ours(name, value):
+        return np.swapaxes(value, 1, 2) if name in sequences else value
+
+    arguments = {k: jnp.asarray(ours(k, recorded[k])) for k in names}
+    softplus = bool(recorded.get("delta_softplus", False))
+    scan = functools.partial(
+        selective_scan, delta_softplus=softplus, return_last_state=True, implementation=implementation
+    )
+    y, last = scan(**arguments)
+    assert_close(y, np.swapaxes(recorded["out"], 1, 2), 3e-6, "out")
+    assert_close(last, recorded["last_state"], 3e-6, "last state")
+
+    def loss(arguments, with_last):
+        y, last = scan(**arguments)
+        total = jnp.sum(y * np.swapaxes(recorded["w"], 1, 2))
+        return total + jnp.sum(last * recorded["w_last"]) if with_last else total
+
+    for prefix, with_last in (("grad", False), ("grad_with_last", True)):
+        gradients = jax.grad(loss)(arguments, with_last)
+        largest = max(np.abs(recorded[f"{prefix}/{k}"]).max() for k in names)
+        for k in names:
+            expected = ours(k, recorded[f"{prefix}/{k}"])
+            difference = np.abs(np.asarray(gradients[k]) - expected).max()
+            assert difference <= 1e-5 * np.abs(expected).max() + 2e-6 * largest, f"{prefix}/{k}: {difference}"
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_no_full_state_tensor(implementation):
+    """Temporaries of forward and backward stay far below the [B, L, D, N] states."""
+    length, channels, state = 2**16, 16, 16
+    arguments = {k: v for k, v in random_arguments(1, 8, channels, state).items() if k not in OPTIONAL}
+    shapes = {
+        k: jax.ShapeDtypeStruct((1, length, *v.shape[2:]) if v.ndim == 3 else v.shape, v.dtype)
+        for k, v in arguments.items()
+    }
+    gradient = jax.grad(lambda a: jnp.sum(selective_scan(**a, implementation=implementation) ** 2))
+    memory = jax.jit(gradient).lower(shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.3 * (length * channels * state * 4)
+
+
+@pytest.mark.parametrize("length", [1, 100, 256, 512, 89600, 2**21, 1000003, 128 * 9 * 7])
+def test_chunks_divide_where_they_can(length):
+    chunk = chunk_length(length)
+    divisors = [c for c in range(128, 257) if length % c == 0]
+    assert chunk <= LONGEST
+    assert chunk == (length if length <= LONGEST else max(divisors, default=chunk))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"A": jnp.zeros((6, 4))}, r"A must have shape \[D, N\] = \[5, 4\], got \[6, 4\]"),
+        ({"B": jnp.zeros((2, 8, 3))}, r"B must have shape \[B, L, N\] = \[2, 8, 4\], got \[2, 8, 3\]"),
+        ({"h0": jnp.zeros((2, 4, 5))}, r"h0 must have shape \[B, D, N\] = \[2, 5, 4\]"),
+        ({"u": jnp.zeros((8, 5))}, r"u must be \[B, L, D\], got shape \[8, 5\]"),
+        ({"u": jnp.zeros((2, 0, 5))}, "u must be at least one token long"),
+        ({"z": jnp.zeros((2, 8, 5), jnp.int32)}, "z must be floating, got int32"),
+        ({"implementation": "fast"}, "implementation must be one of reference, .*got 'fast'"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**(random_arguments(2, 8, 5, 4) | change))

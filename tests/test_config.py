@@ -1,0 +1,87 @@
+"""Configurations survive JSON and refuse what cannot work."""
+
+import dataclasses
+
+import pytest
+
+from jaxmamba3d.config import (
+    DataConfig,
+    ExperimentConfig,
+    NetConfig,
+    NetOptions,
+    OptimConfig,
+    PhantomConfig,
+    PredictConfig,
+    TrainConfig,
+    from_dict,
+    read_json,
+    to_json,
+)
+
+NET = NetConfig("segmamba", 1, 3, (8, 16), ((3, 3, 3),) * 2, ((1, 1, 1), (1, 2, 2)), (2, 2), (2,))
+
+
+def test_json_round_trip(tmp_path):
+    config = ExperimentConfig(
+        output="run",
+        data=DataConfig("folder", patch_size=(16, 16, 16), phantoms=PhantomConfig(cases=7)),
+        net=NetOptions("resunet", features=(4, 8)),
+        optim=OptimConfig(schedule="constant"),
+        train=TrainConfig(mirror_axes=(0, 2)),
+        predict=PredictConfig(tile_step=0.75),
+    )
+    for value in (config, NET):
+        path = tmp_path / "config.json"
+        path.write_text(to_json(value))
+        assert read_json(type(value), path) == value
+
+
+def test_lists_from_json_become_tuples():
+    assert from_dict(NetConfig, dataclasses.asdict(NET) | {"features": [8, 16]}) == NET
+    assert NET.total_stride == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "unet"}, "name must be one of segmamba, .*got 'unet'"),
+        ({"num_classes": 1}, "num_classes must be at least 2"),
+        ({"strides": ((1, 1, 1),)}, "strides must be 2 entries because features has 2 stages, got 1"),
+        ({"kernel_sizes": ((3, 3, 3), (2, 3, 3))}, "kernel_sizes must be odd sizes"),
+        ({"features": (8, 0)}, "features must be greater than 0, got 0"),
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
+        ({"strides": ((1, 1), (2, 2))}, "strides must be three whole numbers"),
+    ],
+)
+def test_impossible_nets_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(NET, **change)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(epochs=0), "train.epochs must be greater than 0, got 0"),
+        (lambda: TrainConfig(mirror_axes=(3,)), "train.mirror_axes must be axes out of 0, 1, 2"),
+        (lambda: DataConfig(foreground_fraction=1.5), "data.foreground_fraction must be a share"),
+        (lambda: OptimConfig(schedule="poly"), "optim.schedule must be one of cosine, one_cycle, constant"),
+        (lambda: PredictConfig(tile_step=0), r"predict.tile_step must be a share in \(0, 1\], got 0"),
+        (lambda: PhantomConfig(cases=2), "data.phantoms.cases must be at least 5"),
+        (lambda: ExperimentConfig(output=""), "output must be the folder of the run"),
+    ],
+)
+def test_impossible_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_files_of_another_kind_are_named(tmp_path):
+    path = tmp_path / "net.json"
+    with pytest.raises(FileNotFoundError, match=r"net\.json: no such file; it should hold a NetConfig"):
+        read_json(NetConfig, path)
+    path.write_text('{"name": "segmamba", "depth": 3}')
+    with pytest.raises(ValueError, match=r"net\.json: NetConfig must be only the fields .* also \['depth'\]"):
+        read_json(NetConfig, path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"net\.json: "):
+        read_json(NetConfig, path)

@@ -1,0 +1,173 @@
+"""Losses and gradients against nnU-Net's, counts against a direct definition.
+
+`golden/nnunet/loss.npz` holds nnU-Net's arrays, channels first; large gradients are thinned to every second
+voxel along each axis, and `loss.json` holds the norm of each whole gradient.
+"""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_data import GOLDEN, golden_arrays
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tolerances import assert_close, rounding
+
+from jaxmamba3d.losses import (
+    HardCounts,
+    deep_supervision_loss,
+    deep_supervision_weights,
+    hard_counts,
+    pseudo_dice,
+    segmentation_loss,
+    subsample_labels,
+)
+
+RECORDED = golden_arrays("nnunet/loss.npz")
+SUMMARY = json.loads((GOLDEN / "nnunet" / "loss.json").read_text())
+CASES = ("full", "absent3", "absent2_sample0", "background_only", "ignore4")
+
+
+def channels_last(name):
+    return jnp.asarray(np.moveaxis(RECORDED[name], 1, -1))
+
+
+LOGITS = channels_last("logits")
+LABELS = {case: channels_last(f"target_{case}")[..., 0] for case in CASES}
+# Both sides sum float32 terms of one sign, in orders of their own.
+TOLERANCE = rounding("float32", 64)
+
+static = {"static_argnames": ("batch_dice", "ignore_label")}
+loss_of = jax.jit(segmentation_loss, **static)
+loss_and_gradient = jax.jit(jax.value_and_grad(segmentation_loss), **static)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_are_those_of_nnunet(case, batch_dice):
+    ignore = 4 if case == "ignore4" else None
+    name = f"{case}_batchdice{batch_dice}"
+    loss, gradient = loss_and_gradient(LOGITS, LABELS[case], batch_dice=batch_dice, ignore_label=ignore)
+    assert loss.dtype == jnp.float32
+    assert_close(loss, RECORDED[f"loss_{name}"], TOLERANCE, name)
+    assert_close(gradient[:, ::2, ::2, ::2], channels_last(f"grad_{name}"), 1e-5, name)
+    assert_close(jnp.linalg.norm(gradient.ravel()), SUMMARY[name]["grad_norm"], 1e-5, name)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_deep_supervision_is_that_of_nnunet(batch_dice):
+    logits = [channels_last(f"ds_logits{i}") for i in range(5)]
+    targets = [channels_last(f"ds_target{i}")[..., 0] for i in range(5)]
+
+    @jax.jit
+    @jax.value_and_grad
+    def supervised(logits):
+        return deep_supervision_loss(logits, targets, batch_dice=batch_dice)
+
+    loss, gradients = supervised(logits)
+    assert_close(loss, SUMMARY[f"deep_supervision_5_batchdice{batch_dice}"], TOLERANCE)
+    for i, gradient in enumerate(gradients[:-1]):
+        step = 2 if gradient.shape[1] > 4 else 1
+        expected = channels_last(f"ds_grad{i}_batchdice{batch_dice}")
+        assert_close(gradient[:, ::step, ::step, ::step], expected, 1e-5, f"output {i}")
+    assert not gradients[-1].any()
+
+
+def test_deep_supervision_weights_are_those_of_nnunet():
+    for count, weights in SUMMARY["deep_supervision_weights"].items():
+        np.testing.assert_allclose(deep_supervision_weights(int(count)), weights, rtol=1e-15)
+    assert deep_supervision_weights(1) == (1.0,)
+
+
+def test_outputs_of_weight_zero_are_never_read():
+    outputs = (LOGITS, LOGITS[:, ::2, ::2, ::2], jnp.full((2, 3, 3, 3, 4), jnp.nan))
+    loss = loss_of(outputs, LABELS["full"], batch_dice=True)
+    program = jax.make_jaxpr(lambda *o: segmentation_loss(o, LABELS["full"], batch_dice=True))(*outputs)
+    last_input = program.jaxpr.invars[-1]
+    assert np.isfinite(loss)
+    assert all(last_input is not operand for equation in program.eqns for operand in equation.invars)
+
+
+def test_targets_are_subsampled_nearest_exact():
+    """torch's nearest-exact takes voxel floor((i + 0.5) step), also with a step of its own for each axis."""
+    labels = jnp.arange(8 * 6 * 5).reshape(1, 8, 6, 5)
+    expected = np.asarray(labels)[:, [2, 6]][:, :, [1, 4]]
+    np.testing.assert_array_equal(subsample_labels(labels, (2, 2, 5)), expected)
+
+    outputs = (LOGITS, LOGITS[:, ::2, ::3, :], LOGITS[:, :1, :1, :1])
+    targets = [LABELS["full"], LABELS["full"][:, 1::2, 1::3], LABELS["full"][:, 6:7, 6:7, 6:7]]
+    expected = jax.jit(partial(deep_supervision_loss, batch_dice=False))(outputs, targets)
+    assert_close(loss_of(outputs, LABELS["full"], batch_dice=False), expected, 1e-7)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_sharding_the_batch_changes_nothing(batch_dice):
+    """The Dice of the batch is that of all devices' samples together, so it must cross devices."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((8, 8, 8, 8, 3)).astype(np.float32)
+    # Samples differ in what they hold: a mean of per-device Dice would be far from the batch's.
+    labels = (rng.random((8, 8, 8, 8)) < np.linspace(0, 1, 8)[:, None, None, None]) * 2
+
+    sharding = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec("data"))
+    sharded = jax.device_put((logits, labels), sharding)
+    assert len(sharded[0].sharding.device_set) == 8
+    loss, gradient = loss_and_gradient(*sharded, batch_dice=batch_dice)
+    expected_loss, expected_gradient = loss_and_gradient(logits, labels, batch_dice=batch_dice)
+    assert_close(loss, expected_loss, 1e-6)
+    assert_close(gradient, expected_gradient, 1e-5)
+    assert gradient.sharding.is_equivalent_to(sharding, gradient.ndim)
+
+
+def test_sums_are_float32_for_bfloat16_logits():
+    """bfloat16 holds no whole numbers above 256 exactly; only the logits themselves may be rounded."""
+    rounded = LOGITS.astype(jnp.bfloat16)
+    loss, gradient = loss_and_gradient(rounded, LABELS["full"], batch_dice=True)
+    expected = loss_of(rounded.astype(jnp.float32), LABELS["full"], batch_dice=True)
+    assert loss.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    assert_close(loss, expected, 1e-6)
+
+
+def test_labels_outside_the_image_are_background():
+    labels = LABELS["full"]
+    outside = jnp.where(labels == 0, -1, labels)
+    assert loss_of(LOGITS, outside, batch_dice=True) == loss_of(LOGITS, labels, batch_dice=True)
+
+
+def test_smoothing_decides_where_a_class_is_absent():
+    """8 voxels of background, foreground probability 1e-6: Dice s / (8e-6 + s) with s = 1e-5."""
+    logits = jnp.broadcast_to(jnp.log(jnp.array([1 - 1e-6, 1e-6])), (1, 2, 2, 2, 2))
+    loss = segmentation_loss(logits, jnp.zeros((1, 2, 2, 2), int), batch_dice=True)
+    assert_close(loss, 1e-6 - 1e-5 / 1.8e-5, 1e-5)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="labels must have shape"):
+        segmentation_loss(LOGITS, LABELS["full"][:, 1:], batch_dice=True)
+    with pytest.raises(ValueError, match="multiple of the output's shape"):
+        segmentation_loss((LOGITS, LOGITS[:, :5], LOGITS), LABELS["full"], batch_dice=True)
+    with pytest.raises(ValueError, match="ignore_label must be None or at least 0, got -1"):
+        segmentation_loss(LOGITS, LABELS["full"], batch_dice=True, ignore_label=-1)
+
+
+@pytest.mark.parametrize(("case", "ignore"), [("full", None), ("ignore4", 4)])
+def test_counts_are_those_of_the_definition(case, ignore):
+    found, labels = np.argmax(LOGITS, -1), np.asarray(LABELS[case])
+    counts = jax.jit(hard_counts, static_argnames="ignore_label")(LOGITS, LABELS[case], ignore_label=ignore)
+    kept = labels != 4
+    for k in (1, 2, 3):
+        here = [count[k - 1] for count in counts]
+        assert here == [
+            np.sum((found == k) & (labels == k)),
+            np.sum((found == k) & (labels != k) & kept),
+            np.sum((found != k) & (labels == k)),
+        ]
+
+
+def test_pseudo_dice():
+    counts = HardCounts(np.array([6, 0, 0]), np.array([1, 2, 0]), np.array([3, 0, 0]))
+    np.testing.assert_allclose(pseudo_dice(counts), [0.75, 0, np.nan], rtol=1e-6)
+    many = HardCounts(*(np.array([2**31]) for _ in range(3)))
+    np.testing.assert_allclose(pseudo_dice(many), [0.5], rtol=1e-6)

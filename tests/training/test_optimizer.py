@@ -1,0 +1,91 @@
+"""The optimizer against torch's trajectories and schedules."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden_data import GOLDEN
+
+from jaxmamba3d.config import OptimConfig, TrainConfig
+from jaxmamba3d.training.optimizer import beta1_at, learning_rate_at, make_optimizer
+
+RADAM = json.loads((GOLDEN / "nnunet" / "radam.json").read_text())
+RATES = json.loads((GOLDEN / "nnunet" / "lr.json").read_text())
+ONE_CYCLE = OptimConfig(schedule="one_cycle")
+
+
+@pytest.mark.parametrize("name", [name for name in RADAM if name.startswith("wd")])
+def test_radam_follows_torch(name):
+    """50 float64 steps on the recorded quadratic, the unrectified first five included."""
+    options = RADAM[name]["kwargs"]
+    optim = OptimConfig(
+        learning_rate=options["lr"],
+        weight_decay=options["weight_decay"],
+        schedule="constant",
+        gradient_clip=1e9,
+    )
+    with jax.enable_x64(True):
+        A, c, x = (jnp.array(RADAM[key], jnp.float64) for key in ("A", "c", "x0"))
+        optimizer = make_optimizer(optim, TrainConfig())
+        state = optimizer.init(x)
+        for expected in RADAM[name]["x"][1:]:
+            updates, state = optimizer.update(A @ (x - c), state, x)
+            x = optax.apply_updates(x, updates)
+            np.testing.assert_allclose(x, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_radam_in_float32_rectifies_at_the_same_step():
+    name = "wd3e-5_lr1e-1"
+    optim = OptimConfig(learning_rate=0.1, schedule="constant", gradient_clip=1e9)
+    A, c, x = (jnp.array(RADAM[key], jnp.float32) for key in ("A", "c", "x0"))
+    optimizer = make_optimizer(optim, TrainConfig())
+    state = optimizer.init(x)
+    for expected in RADAM[name]["x"][1:]:
+        updates, state = optimizer.update(A @ (x - c), state, x)
+        x = optax.apply_updates(x, updates)
+        np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_schedules_are_the_published_ones():
+    train = TrainConfig(epochs=300, steps_per_epoch=7)
+    with jax.enable_x64(True):
+        for epoch in range(300):
+            for step in (7 * epoch, 7 * epoch + 6):
+                cosine = learning_rate_at(OptimConfig(), train, step)
+                np.testing.assert_allclose(cosine, RATES["cosine_Tmax100_eta5e-6"][epoch], rtol=1e-10)
+                one_cycle = learning_rate_at(ONE_CYCLE, train, step)
+                recorded = RATES["onecycle_300_pct0.1_fdf1e8_cos"][epoch]
+                np.testing.assert_allclose(one_cycle, recorded, rtol=1e-6, atol=1e-18)
+                beta1 = beta1_at(ONE_CYCLE, train, step)
+                np.testing.assert_allclose(beta1, RATES["onecycle_beta1"][epoch], rtol=1e-10)
+    assert beta1_at(OptimConfig(), train, 5) == 0.9
+
+
+def test_schedule_by_step_is_the_one_by_epoch_stretched():
+    by_step = dataclasses.replace(ONE_CYCLE, schedule_unit="step")
+    short = TrainConfig(epochs=3, steps_per_epoch=100)
+    for step in (0, 29, 150, 299):
+        recorded = RATES["onecycle_300_pct0.1_fdf1e8_cos"][step]
+        np.testing.assert_allclose(learning_rate_at(by_step, short, step), recorded, rtol=1e-4, atol=1e-11)
+
+
+def test_a_cycle_too_short_to_rise_is_refused():
+    with pytest.raises(
+        ValueError, match=r"at least 20 epochs long for one_cycle, got 5; set optim\.schedule_unit"
+    ):
+        make_optimizer(ONE_CYCLE, TrainConfig(epochs=5))
+
+
+def test_clipping_and_coupled_decay():
+    """The first step moves by rate * (clipped gradient + decay * parameter): no rectification yet."""
+    optim = OptimConfig(learning_rate=0.5, weight_decay=0.1, gradient_clip=2.0, schedule="constant")
+    optimizer = make_optimizer(optim, TrainConfig())
+    params = {"a": jnp.array([3.0]), "b": jnp.array([-4.0])}
+    gradients = {"a": jnp.array([6.0]), "b": jnp.array([8.0])}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"], [-0.5 * (6 * 0.2 + 0.3)], rtol=1e-5)
+    np.testing.assert_allclose(updates["b"], [-0.5 * (8 * 0.2 - 0.4)], rtol=1e-5)

@@ -1,0 +1,128 @@
+"""Table, TensorBoard events and picture of a training run, across interruptions."""
+
+import csv
+import math
+import struct
+import time
+
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from jaxmamba3d.training.report import EpochMetrics, MetricsLog
+
+CLASSES = ("liver", "lesion")
+
+
+def metrics_of(epoch, run=1):
+    """Numbers that name their epoch and run; the lesion is absent in odd epochs."""
+    dice = (epoch / 10, math.nan if epoch % 2 else 0.5)
+    return EpochMetrics(epoch, 2.5, 3e-4 / (epoch + 1), float(run), -epoch / 7, dice)
+
+
+def read_table(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_events(folder):
+    """All events in the order in which TensorBoard reads the files; records are length, crc, data, crc."""
+    events = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data, start = path.read_bytes(), 0
+        while start < len(data):
+            (length,) = struct.unpack_from("<Q", data, start)
+            events.append(Event.FromString(data[start + 12 : start + 12 + length]))
+            start += length + 16
+    return events
+
+
+def visible_scalars(events):
+    """tag -> {step: value}, with what each session's start purges taken away, as TensorBoard does."""
+    scalars = {}
+    for event in events:
+        if event.session_log.status == SessionLog.START:
+            for points in scalars.values():
+                for step in [step for step in points if step >= event.step]:
+                    del points[step]
+        for value in event.summary.value:
+            assert event.step not in scalars.setdefault(value.tag, {})
+            scalars[value.tag][event.step] = value.simple_value
+    return scalars
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Four epochs, of which the last two were lost with their checkpoint, then three more from epoch 2."""
+    folder = tmp_path_factory.mktemp("run") / "fold_0"
+    first = MetricsLog(folder, CLASSES)
+    for epoch in range(4):
+        first.append(metrics_of(epoch))
+    first.close()
+    second = MetricsLog(folder, CLASSES, start_epoch=2)
+    for epoch in range(2, 5):
+        second.append(metrics_of(epoch, run=2))
+    second.close()
+    return folder
+
+
+def test_the_table_holds_every_epoch_once(interrupted):
+    rows = read_table(interrupted)
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3, 4]
+    assert [float(row["train_loss"]) for row in rows] == [1, 1, 2, 2, 2]
+    for epoch, row in enumerate(rows):
+        assert float(row["seconds"]) == 2.5
+        assert float(row["learning_rate"]) == pytest.approx(3e-4 / (epoch + 1), rel=1e-7)
+        assert float(row["validation_loss"]) == pytest.approx(-epoch / 7, abs=1e-6)
+        assert float(row["pseudo_dice liver"]) == epoch / 10
+    assert [row["pseudo_dice lesion"] for row in rows[:2]] == ["0.500000", "nan"]
+    assert [float(row["pseudo_dice mean"]) for row in rows[:3]] == pytest.approx([0.25, 0.1, 0.35])
+
+
+def test_tensorboard_shows_every_epoch_once(interrupted):
+    scalars = visible_scalars(read_events(interrupted))
+    assert scalars["loss/train"] == {0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
+    assert scalars["learning_rate"] == pytest.approx({epoch: 3e-4 / (epoch + 1) for epoch in range(5)})
+    assert scalars["pseudo_dice/lesion"] == {0: 0.5, 2: 0.5, 4: 0.5}
+    assert scalars["pseudo_dice/mean"] == pytest.approx({0: 0.25, 1: 0.1, 2: 0.35, 3: 0.3, 4: 0.45})
+
+
+def test_each_epoch_is_on_disk_at_once(tmp_path):
+    """A run that is killed keeps what it reported, and leaves no temporary files."""
+    log = MetricsLog(tmp_path, CLASSES)
+    log.append(metrics_of(0))
+    assert len(read_table(tmp_path)) == 1
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    deadline = time.monotonic() + 10
+    while b"pseudo_dice/mean" not in events.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert visible_scalars(read_events(tmp_path))["loss/validation"] == {0: 0}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "curves.png", "tensorboard"}
+    log.close()
+
+
+def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, CLASSES)
+    log.append(metrics_of(0))
+    before = (tmp_path / "metrics.csv").read_bytes()
+
+    def half(path, text):
+        path.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.write_text", half)
+    with pytest.raises(OSError, match="disk full"):
+        log.append(metrics_of(1))
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+    log.close()
+
+
+def test_the_picture_shows_a_curve_for_each_class(interrupted):
+    with Image.open(interrupted / "curves.png") as picture:
+        assert picture.width > 2 * picture.height > 500
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 20)}
+    assert {(31, 119, 180), (255, 127, 14), (128, 128, 128)} <= colours
+
+
+def test_mean_of_no_class_is_nan():
+    assert math.isnan(EpochMetrics(0, 1.0, 1.0, 1.0, 1.0, (math.nan,)).mean_pseudo_dice)

@@ -1,0 +1,11 @@
+"""Train a network: python train.py configs/quickstart.py [--optim.learning-rate 1e-3 ...]
+
+A config names everything a run depends on; `--help` after it lists the fields. The phases are in
+`jaxmamba3d/experiment.py`: prepare the data, train a fold, predict and score its validation cases. What is
+done already is not done again, so the same command goes on with a run that was stopped.
+"""
+
+from jaxmamba3d.cli import run_command, train
+
+if __name__ == "__main__":
+    run_command(train)
