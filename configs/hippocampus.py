@@ -9,7 +9,9 @@ from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, OptimCon
 def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         output="runs/hippocampus",
-        data=DataConfig(dataset="Task04_Hippocampus", batch_size=2),
+        data=DataConfig(
+            dataset="Task04_Hippocampus", patch_size=(32, 40, 32), batch_size=2, foreground_fraction=0.5
+        ),
         net=NetOptions(
             name="segmamba",
             features=(8, 16, 32, 64),
@@ -17,5 +19,6 @@ def get_config() -> ExperimentConfig:
             decoder_blocks_per_stage=(1, 1, 1),
         ),
         optim=OptimConfig(learning_rate=3e-3, schedule="one_cycle", schedule_unit="step"),
-        train=TrainConfig(epochs=20, steps_per_epoch=50, validation_steps=10),
+        # Mirroring pays in long trainings; in this one it only slows learning down.
+        train=TrainConfig(epochs=20, steps_per_epoch=75, validation_steps=10, mirror_axes=()),
     )

@@ -9,7 +9,6 @@ from jaxmamba3d.config import (
     NetOptions,
     OptimConfig,
     PhantomConfig,
-    PredictConfig,
     TrainConfig,
 )
 
@@ -27,6 +26,5 @@ def get_config() -> ExperimentConfig:
             name="segmamba", features=(8, 16, 32), blocks_per_stage=(1, 1, 1), decoder_blocks_per_stage=(1, 1)
         ),
         optim=OptimConfig(learning_rate=3e-3, schedule="one_cycle", schedule_unit="step"),
-        train=TrainConfig(epochs=6, steps_per_epoch=50, validation_steps=8),
-        predict=PredictConfig(mirroring=False),
+        train=TrainConfig(epochs=10, steps_per_epoch=60, validation_steps=8, mirror_axes=()),
     )

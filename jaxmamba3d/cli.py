@@ -3,18 +3,22 @@
 import logging
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import tyro
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxmamba3d import experiment
-from jaxmamba3d.checks import UnsupportedError, check_that
-from jaxmamba3d.config import ExperimentConfig
-from jaxmamba3d.data import find_images, open_workspace, plan_workspace
+from jaxmamba3d.checks import UnsupportedError, check_choice, check_that
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions
+from jaxmamba3d.data import find_images, load_plans, open_workspace, plan_workspace, read_description
 from jaxmamba3d.evaluation import evaluate_folders
+from jaxmamba3d.nets import read_torch_checkpoint
+from jaxmamba3d.training import use_all_cores
 
 Positional = tyro.conf.Positional
 Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one a core")]
@@ -101,15 +105,61 @@ def evaluate(
     sys.stdout.write((output / "summary.md").read_text())
 
 
-def import_weights(file: Positional[Path], /, output: Path) -> None:
-    """Replace a run's weights by the authors', converted to .safetensors or .npz under their own names.
+def import_weights(
+    file: Positional[Path],
+    /,
+    output: Path,
+    plans: Path,
+    dataset_json: Path,
+    net: str = "segmamba",
+    configuration: str = "3d_fullres",
+    fold: int = 0,
+) -> None:
+    """Make a run folder, ready to predict, of a network trained with the authors' PyTorch code.
 
     Args:
-        file: all tensors of the PyTorch state_dict.
-        output: a run folder, for instance of `train.py ... --train.epochs 0`; its fold gets the weights.
+        file: its checkpoint: a .pth of PyTorch, or the state_dict as .safetensors or .npz.
+        output: run folder to make.
+        plans: the nnUNetPlans.json it was trained with.
+        dataset_json: the dataset.json of its data.
+        net: segmamba, bisegmamba, segmambaskip, multisegmamba or resunet.
+        configuration: which of the plans' configurations.
+        fold: its number in the run; several folds may be imported into one run.
     """
-    weights = dict(np.load(file)) if file.suffix == ".npz" else load_file(file)
-    experiment.import_weights(experiment.open_run(output), weights)
+    config = ExperimentConfig(
+        output=str(output),
+        data=DataConfig(configuration=configuration, fold=fold),
+        net=NetOptions(name=net),
+    )
+    weights = read_weights(file)
+    experiment.import_weights(weights, config, load_plans(plans), read_description(dataset_json))
+
+
+def read_weights(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a weight file; its ending says which kind it is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is of another kind, or damaged.
+    """
+    readers = {
+        ".pth": read_torch_checkpoint,
+        ".safetensors": load_file,
+        ".npz": _read_npz,
+    }
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file of weights")
+    check_choice(f"the ending of {file}", file.suffix, readers)
+    try:
+        return readers[file.suffix](file)
+    except (SafetensorError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{file} must be a whole {file.suffix} file, got: {error}") from error
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray]:
+    check_that(zipfile.is_zipfile(file), str(file), "a file of numpy.savez", "another format")
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 def train(arguments: list[str] | None = None) -> None:
@@ -126,6 +176,7 @@ def train(arguments: list[str] | None = None) -> None:
         args=arguments[1:],
         config=(tyro.conf.AvoidSubcommands,),
     )
+    use_all_cores()
     experiment.run_experiment(config)
 
 

@@ -5,18 +5,21 @@ import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxmamba3d.checks import check_choice, check_that
-from jaxmamba3d.config import ExperimentConfig, NetConfig, NetOptions, read_json, to_json
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
 from jaxmamba3d.data import (
     Case,
     Configuration,
+    Description,
     Plans,
     Workspace,
     load_plans,
@@ -27,14 +30,16 @@ from jaxmamba3d.data import (
     write_phantom_dataset,
 )
 from jaxmamba3d.data.pipeline import training_batches
-from jaxmamba3d.evaluation import Evaluation, OverlayCase, Protocol, evaluate_folders, overlay_figure
+from jaxmamba3d.evaluation import Evaluation, OverlayCase, Pair, Protocol, evaluate_pairs, overlay_figure
 from jaxmamba3d.inference import make_net_predictor, predict_cases
-from jaxmamba3d.nets import UNet3D, build_net
-from jaxmamba3d.training import restore_params, train_fold
+from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
+from jaxmamba3d.training import restore_params, save_params, train_fold
 
 logger = logging.getLogger(__name__)
 
 OVERLAY_CASES = 6
+IGNORE = "ignore"
+"""nnU-Net's name of the label whose voxels count nowhere."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class Run:
     def configuration(self) -> Configuration:
         """The plans' configuration that this run trains."""
         return self.plans.configurations[self.config.data.configuration]
+
+    @property
+    def foreground(self) -> dict[str, int]:
+        """The structures that are scored, by name."""
+        return {name: label for name, label in self.labels.items() if label and name != IGNORE}
 
     def fold_folder(self, fold: int) -> Path:
         """Results of one fold."""
@@ -96,34 +106,96 @@ def prepare(config: ExperimentConfig) -> Workspace:
 
 
 def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
-    """Writes the run folder's description; its plans hold the config's overrides."""
-    data = config.data
-    configuration = workspace.plans.configurations[data.configuration]
+    """Writes the run folder of an experiment; its plans hold the config's overrides.
+
+    Raises:
+        ValueError: the net does not fit the plans or the patch, or the folder holds a trained run of another
+            net or other data.
+    """
+    dataset = workspace.dataset
+    run = _write_run(config, workspace.plans, len(dataset.channel_names), dataset.labels)
+    _write_json(run.folder / "splits_final.json", workspace.splits)
+    return run
+
+
+def import_weights(
+    weights: Mapping[str, np.ndarray], config: ExperimentConfig, plans: Plans, description: Description
+) -> Run:
+    """Makes a run folder, ready to predict, of a network that the authors' code trained.
+
+    Args:
+        weights: the network's state_dict under the authors' names.
+        config: its output, net and data.configuration, patch size and fold describe the run.
+        plans: that the network was trained with.
+        description: of the training data.
+
+    Raises:
+        ValueError: the weights are not those of the net that config and plans describe; see
+            `load_official_weights`; or the folder holds a trained run of another net or other data.
+        FileExistsError: the run folder has a trained fold of this number already.
+    """
+    configuration = _overridden(config.data, plans).configurations[config.data.configuration]
+    net_config = resolve_net(config.net, configuration, len(description.channel_names), description.labels)
+    net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
+    load_official_weights(net, weights)
+    run = _write_run(config, plans, len(description.channel_names), description.labels)
+    save_params(run.fold_folder(config.data.fold) / "checkpoints", nnx.state(net, nnx.Param))
+    return run
+
+
+def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: dict[str, int]) -> Run:
+    plans = _overridden(config.data, plans)
+    configuration = plans.configurations[config.data.configuration]
+    net = resolve_net(config.net, configuration, channels, labels)
+    for axis, size, stride in zip("XYZ", configuration.patch_size, net.total_stride, strict=True):
+        wanted = f"divisible by the net's {stride} along {axis}"
+        check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
+    folder = Path(config.output)
+    _check_same_run(folder, net, plans, labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(to_json(config))
+    (folder / "net.json").write_text(to_json(net))
+    save_plans(plans, folder / "nnUNetPlans.json")
+    _write_json(folder / "labels.json", labels)
+    _write_json(folder / "versions.json", _versions())
+    return open_run(folder)
+
+
+def _check_same_run(folder: Path, net: NetConfig, plans: Plans, labels: dict[str, int]) -> None:
+    """Refuses to describe a folder anew whose checkpoints were made under another description."""
+    if not any(folder.glob("fold_*/checkpoints")):
+        return
+    run = open_run(folder)
+    there, here = (
+        {"net": dataclasses.asdict(net), "plans": dataclasses.asdict(plans), "labels": labels}
+        for net, plans, labels in ((run.net, run.plans, run.labels), (net, plans, labels))
+    )
+    different = "; ".join(_differences(there, here))
+    wish = "of the same net and data as now (or choose another output)"
+    check_that(not different, f"the trained run {folder}", wish, different)
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Where two nested dictionaries differ, each place in a phrase."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+    elif there != here:
+        yield f"{name} {there} there, {here} here"
+
+
+def _overridden(data: DataConfig, plans: Plans) -> Plans:
+    """The plans with the config's patch and batch size."""
+    check_choice("data.configuration", data.configuration, plans.configurations)
+    configuration = plans.configurations[data.configuration]
     configuration = dataclasses.replace(
         configuration,
         patch_size=tuple(data.patch_size or configuration.patch_size),
         batch_size=data.batch_size or configuration.batch_size,
     )
-    plans = dataclasses.replace(
-        workspace.plans, configurations=workspace.plans.configurations | {data.configuration: configuration}
+    return dataclasses.replace(
+        plans, configurations=plans.configurations | {data.configuration: configuration}
     )
-    dataset = workspace.dataset
-    net = resolve_net(config.net, configuration, len(dataset.channel_names), len(dataset.labels))
-    for axis, size, stride in zip("XYZ", configuration.patch_size, net.total_stride, strict=True):
-        wanted = f"divisible by the net's {stride} along {axis}"
-        check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(to_json(config))
-    (folder / "net.json").write_text(to_json(net))
-    save_plans(plans, folder / "nnUNetPlans.json")
-    for name, content in (
-        ("labels", dataset.labels),
-        ("splits_final", workspace.splits),
-        ("versions", _versions()),
-    ):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    return open_run(folder)
 
 
 def open_run(folder: str | Path) -> Run:
@@ -144,10 +216,13 @@ def open_run(folder: str | Path) -> Run:
     )
 
 
-def resolve_net(options: NetOptions, plan: Configuration, in_channels: int, num_classes: int) -> NetConfig:
+def resolve_net(
+    options: NetOptions, plan: Configuration, in_channels: int, labels: Mapping[str, int]
+) -> NetConfig:
     """The net of an experiment: its own fields, and the plans' for those left None.
 
-    Fewer features than the plans have stages make a shallower net of their first stages.
+    Fewer features than the plans have stages make a shallower net of their first stages. The label `ignore`
+    is no class.
     """
     stages = len(options.features or plan.features)
     check_that(
@@ -159,7 +234,7 @@ def resolve_net(options: NetOptions, plan: Configuration, in_channels: int, num_
     return NetConfig(
         name=options.name,
         in_channels=in_channels,
-        num_classes=num_classes,
+        num_classes=len(labels.keys() - {IGNORE}),
         features=options.features or plan.features,
         kernel_sizes=plan.kernel_sizes[:stages],
         strides=plan.strides[:stages],
@@ -205,7 +280,8 @@ def train(run: Run, workspace: Workspace) -> None:
         batch_dice=run.configuration.batch_dice,
         training_batches=batches(split["train"], train_config.seed),
         validation_batches=lambda: batches(split["val"], train_config.seed + 1),
-        class_names=tuple(name for name, label in run.labels.items() if label),
+        ignore_label=run.labels.get(IGNORE),
+        class_names=tuple(run.foreground),
         folder=run.fold_folder(data.fold),
         identity=identity,
     )
@@ -261,11 +337,10 @@ def validate(run: Run, workspace: Workspace) -> Evaluation:
     names = set(workspace.split(fold)["val"])
     cases = [case for case in workspace.dataset.cases if case.name in names]
     predict(run, cases, folder / "validation", folds=[fold])
-    protocol = Protocol("dataset", {name: (label,) for name, label in run.labels.items() if label})
-    labels_folder = cases[0].label.parent
-    scores = evaluate_folders(
-        folder / "validation", labels_folder, folder / "scores", protocol=protocol, cases=names
-    )
+    classes = {name: (label,) for name, label in run.foreground.items()}
+    protocol = Protocol("dataset", classes, ignore_label=run.labels.get(IGNORE))
+    pairs = [Pair(case.name, _prediction_file(folder / "validation", case), case.label) for case in cases]
+    scores = evaluate_pairs(pairs, folder / "scores", protocol=protocol)
     class_names = {label: name for name, label in run.labels.items()}
     overlays = [_overlay(case, folder / "validation") for case in cases[:OVERLAY_CASES]]
     overlay_figure(overlays, folder / "overlays.png", class_names=class_names)
@@ -276,11 +351,19 @@ def validate(run: Run, workspace: Workspace) -> Evaluation:
     return scores
 
 
+def _prediction_file(folder: Path, case: Case) -> Path:
+    return folder / f"{case.name}.nii.gz"
+
+
 def _overlay(case: Case, predictions: Path) -> OverlayCase:
     image = read_volume(case.images)
     truth, _ = read_label(case.label)
-    prediction, _ = read_label(predictions / f"{case.name}.nii.gz")
+    prediction, _ = read_label(_prediction_file(predictions, case))
     return OverlayCase(case.name, image.array[0], truth, prediction, spacing=image.spacing)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _versions() -> dict[str, str]:

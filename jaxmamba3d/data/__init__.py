@@ -4,7 +4,7 @@ The input pipeline is in `jaxmamba3d.data.pipeline` and is not imported here, be
 worker processes must not.
 """
 
-from jaxmamba3d.data.dataset import Case, Dataset, find_images, read_dataset
+from jaxmamba3d.data.dataset import Case, Dataset, Description, find_images, read_dataset, read_description
 from jaxmamba3d.data.export import export_segmentation
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset
@@ -20,6 +20,7 @@ __all__ = [
     "Case",
     "Configuration",
     "Dataset",
+    "Description",
     "Fingerprint",
     "Plans",
     "PreprocessedCase",
@@ -39,6 +40,7 @@ __all__ = [
     "preprocess_case",
     "preprocess_dataset",
     "read_dataset",
+    "read_description",
     "read_label",
     "read_volume",
     "save_fingerprint",

@@ -24,6 +24,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What dataset.json says of images and labels.
+
+    Args:
+        channel_names: one a channel; they decide the normalisation.
+        labels: class name -> label value, background 0 included.
+        content: the whole file.
+    """
+
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A training dataset.
 
@@ -53,16 +68,8 @@ def read_dataset(folder: str | Path) -> Dataset:
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such dataset folder")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; a dataset of the Decathlon or of nnU-Net has one")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be JSON, got text that is not: {error}") from error
-    check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
-    channel_names = _channel_names(path, content.get("channel_names", content.get("modality")))
-    check_that(isinstance(content.get("labels"), dict), str(path), "of the Decathlon or nnU-Net", "no labels")
-    labels = _labels(path, content["labels"])
+    description = read_description(path)
+    content, channel_names = description.content, description.channel_names
     if isinstance(content.get("training"), list):
         cases = _decathlon_cases(folder, content["training"])
     else:
@@ -78,9 +85,29 @@ def read_dataset(folder: str | Path) -> Dataset:
         name=folder.name,
         folder=folder,
         channel_names=channel_names,
-        labels=labels,
+        labels=description.labels,
         cases=tuple(sorted(cases, key=lambda case: case.name)),
     )
+
+
+def read_description(path: str | Path) -> Description:
+    """Reads a dataset.json of the Decathlon or of nnU-Net.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is of neither layout.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; a dataset of the Decathlon or of nnU-Net has one")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON, got text that is not: {error}") from error
+    check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
+    channel_names = _channel_names(path, content.get("channel_names", content.get("modality")))
+    check_that(isinstance(content.get("labels"), dict), str(path), "of the Decathlon or nnU-Net", "no labels")
+    return Description(channel_names, _labels(path, content["labels"]), content)
 
 
 def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:

@@ -3,19 +3,22 @@
 from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance, surface_distances
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
-from jaxmamba3d.evaluation.report import Evaluation, Statistic, evaluate_folders
+from jaxmamba3d.evaluation.report import Evaluation, Statistic, evaluate_folders, evaluate_pairs
 from jaxmamba3d.evaluation.scoring import Score, score_case
+from jaxmamba3d.evaluation.segmentations import Pair
 
 __all__ = [
     "PROTOCOLS",
     "Evaluation",
     "OverlayCase",
+    "Pair",
     "Protocol",
     "Score",
     "Statistic",
     "dataset_protocol",
     "dice",
     "evaluate_folders",
+    "evaluate_pairs",
     "get_protocol",
     "hausdorff95",
     "normalized_surface_distance",

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,13 @@ from tqdm import tqdm
 from jaxmamba3d.checks import check_positive
 from jaxmamba3d.evaluation.protocols import Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.scoring import Score, score_case
-from jaxmamba3d.evaluation.segmentations import Pair, find_pairs, raise_problems, read_segmentation
+from jaxmamba3d.evaluation.segmentations import (
+    Pair,
+    check_pairs,
+    find_pairs,
+    raise_problems,
+    read_segmentation,
+)
 
 METRICS = ("dice", "hd95_mm", "hd95_voxels", "nsd")
 
@@ -68,7 +74,7 @@ def evaluate_folders(
     threads: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Scores every `CASE.nii.gz` of a folder of predictions against that of a folder of labels.
+    """Scores every `CASE.nii.gz` or `CASE.nii` of a folder of predictions against that of a folder of labels.
 
     Writes `scores.csv` (one row a case and structure), `summary.json` and `summary.md` to `output_dir`.
 
@@ -88,13 +94,37 @@ def evaluate_folders(
         ValueError: cases lack a file, differ in shape or geometry, cannot be read or hold undeclared labels;
             the message names them all, and nothing is written.
     """
-    if threads is not None:
-        check_positive("threads", threads)
     pairs = find_pairs(predictions_dir, labels_dir, cases)
+    check_pairs(pairs)
     if protocol == "default":
         protocol = _default_protocol(Path(labels_dir), pairs)
     elif isinstance(protocol, str):
         protocol = get_protocol(protocol)
+    return evaluate_pairs(pairs, output_dir, protocol=protocol, threads=threads, progress=progress)
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair],
+    output_dir: str | Path,
+    *,
+    protocol: Protocol,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """As `evaluate_folders`, for files of any names.
+
+    Args:
+        pairs: a prediction and its reference a case.
+        output_dir, threads, progress: see `evaluate_folders`.
+        protocol: how they are scored.
+
+    Raises:
+        ValueError: files differ in shape or geometry, cannot be read or hold undeclared labels; the message
+            names them all, and nothing is written.
+    """
+    if threads is not None:
+        check_positive("threads", threads)
+    check_pairs(pairs)
 
     def score_or_problem(pair: Pair) -> list[Score] | str:
         try:

@@ -3,14 +3,14 @@
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from scipy.ndimage import find_objects
 
-SUFFIX = ".nii.gz"
+SUFFIXES = (".nii.gz", ".nii")
 # Headers written by different programs round differently; a real mismatch is off by far more.
 POSITION_TOLERANCE_VOXELS = 0.1
 
@@ -44,7 +44,7 @@ class Segmentation:
 def find_pairs(
     predictions_dir: str | Path, labels_dir: str | Path, cases: Collection[str] | None = None
 ) -> list[Pair]:
-    """Every `CASE.nii.gz` of two folders, paired by name and checked to share shape and geometry.
+    """Every `CASE.nii.gz` (or `CASE.nii`) of two folders, paired by name.
 
     Args:
         predictions_dir: folder of predicted segmentations.
@@ -56,22 +56,30 @@ def find_pairs(
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: there is no case, or any case lacks a file or has files that do not match; all are named.
+        ValueError: there is no case at all; what lacks one of its files is left to `check_pairs`.
     """
-    predictions, references = _cases_of(predictions_dir), _cases_of(labels_dir)
+    predictions, references = _files_of(predictions_dir), _files_of(labels_dir)
     wanted = sorted(cases if cases is not None else predictions | references)
-    pairs, problems = [], []
-    for case in wanted:
-        pair = Pair(case, Path(predictions_dir) / (case + SUFFIX), Path(labels_dir) / (case + SUFFIX))
-        missing = [path for path in (pair.prediction, pair.reference) if not path.is_file()]
-        problem = f"missing {missing[0]}" if missing else _mismatch(pair)
-        if problem:
-            problems.append(f"{case}: {problem}")
-        pairs.append(pair)
-    if not pairs:
-        raise ValueError(f"{predictions_dir} and {labels_dir}: no {SUFFIX} files to compare")
+    if not wanted:
+        raise ValueError(f"{predictions_dir} and {labels_dir}: no {SUFFIXES[0]} files to compare")
+    return [
+        Pair(
+            case,
+            predictions.get(case, Path(predictions_dir) / (case + SUFFIXES[0])),
+            references.get(case, Path(labels_dir) / (case + SUFFIXES[0])),
+        )
+        for case in wanted
+    ]
+
+
+def check_pairs(pairs: Sequence[Pair]) -> None:
+    """Reads the headers of all pairs.
+
+    Raises:
+        ValueError: files are missing, or differ in shape or geometry; all such cases are named.
+    """
+    problems = [f"{pair.case}: {problem}" for pair in pairs if (problem := _mismatch(pair))]
     raise_problems(problems, len(pairs))
-    return pairs
 
 
 def raise_problems(problems: Collection[str], cases: int) -> None:
@@ -112,12 +120,16 @@ def joint_box(boxes: Iterable[Box]) -> Box | None:
     )
 
 
-def _cases_of(folder: str | Path) -> set[str]:
+def _files_of(folder: str | Path) -> dict[str, Path]:
+    """Case -> file."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; it should hold segmentations named CASE{SUFFIX}")
+        raise FileNotFoundError(
+            f"{folder}: no such folder; it should hold segmentations named CASE{SUFFIXES[0]}"
+        )
     # macOS leaves ._CASE.nii.gz beside files, the Decathlon's archives among them.
-    return {p.name.removesuffix(SUFFIX) for p in folder.glob("*" + SUFFIX) if not p.name.startswith(".")}
+    files = (path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.name[0] != ".")
+    return {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in files}
 
 
 def _load(path: str | Path) -> nibabel.Nifti1Image:
@@ -125,6 +137,8 @@ def _load(path: str | Path) -> nibabel.Nifti1Image:
         image = nibabel.load(path)
     except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         raise ValueError(f"{path}: cannot be read as NIfTI ({error}); write the file again") from error
+    if len(image.shape) == 4 and image.shape[3] == 1:
+        image = image.slicer[..., 0]
     if len(image.shape) != 3:
         raise ValueError(f"{path}: has shape {image.shape}; a segmentation has three axes")
     return image
@@ -132,6 +146,9 @@ def _load(path: str | Path) -> nibabel.Nifti1Image:
 
 def _mismatch(pair: Pair) -> str | None:
     """What keeps the two files of a case from being compared voxel by voxel, from their headers alone."""
+    missing = [path for path in (pair.prediction, pair.reference) if not path.is_file()]
+    if missing:
+        return f"missing {missing[0]}"
     try:
         prediction, reference = _load(pair.prediction), _load(pair.reference)
     except ValueError as error:

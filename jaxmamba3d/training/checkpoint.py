@@ -56,12 +56,14 @@ class Checkpoints:
         """The latest state, laid out and placed as the template, with its meta data; None if there is none.
 
         Raises:
-            ValueError: the checkpoint is of another net or data; the difference is named.
+            ValueError: the checkpoint is of another net or data (the difference is named), or imported.
         """
         manager = self._managers["latest"]
         epoch = manager.latest_step()
         if epoch is None:
             return None
+        step = Path(manager.directory) / str(epoch)
+        check_that((step / "meta").exists(), str(step), "of a training to go on with", "imported weights")
         meta = manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         _check_identity(Path(manager.directory), meta["identity"], self._identity)
         rest = (template.optimizer, template.step)
@@ -79,6 +81,22 @@ class Checkpoints:
         """Ends the managers' threads."""
         for manager in self._managers.values():
             manager.close()
+
+
+def save_params(folder: Path, params: Any) -> None:
+    """Writes parameters that were trained elsewhere as the latest checkpoint, for `restore_params`.
+
+    Args:
+        folder: of checkpoints; must not hold any.
+        params: the parameters of a net.
+
+    Raises:
+        FileExistsError: there are checkpoints already.
+    """
+    if (folder / "latest").exists():
+        raise FileExistsError(f"{folder}: has checkpoints already; choose another output folder or fold")
+    with ocp.CheckpointManager(folder.absolute() / "latest") as manager:
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(_named_leaves(params))))
 
 
 def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:

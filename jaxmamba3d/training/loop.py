@@ -30,6 +30,7 @@ def train_fold(
     *,
     batch_size: int,
     batch_dice: bool,
+    ignore_label: int | None,
     training_batches: Iterator[dict[str, np.ndarray]],
     validation_batches: Callable[[], Iterator[dict[str, np.ndarray]]],
     class_names: tuple[str, ...],
@@ -42,7 +43,7 @@ def train_fold(
         net: freshly built; its parameters are changed in place.
         config: the experiment.
         batch_size: samples of the global batch.
-        batch_dice: see `segmentation_loss`.
+        batch_dice, ignore_label: see `segmentation_loss`.
         training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z]}.
         validation_batches: starts the same sequence of validation batches anew, each epoch.
         class_names: the foreground classes.
@@ -65,9 +66,14 @@ def train_fold(
         logger.info("going on after epoch %d of %d", first_epoch, config.train.epochs)
 
     train_step = make_train_step(
-        net, optimizer, batch_dice=batch_dice, mirror_axes=config.train.mirror_axes, seed=config.train.seed
+        net,
+        optimizer,
+        batch_dice=batch_dice,
+        ignore_label=ignore_label,
+        mirror_axes=config.train.mirror_axes,
+        seed=config.train.seed,
     )
-    validation_step = make_validation_step(net, batch_dice=batch_dice)
+    validation_step = make_validation_step(net, batch_dice=batch_dice, ignore_label=ignore_label)
     log = MetricsLog(folder, class_names, start_epoch=first_epoch)
 
     for epoch in range(first_epoch, config.train.epochs):

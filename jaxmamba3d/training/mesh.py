@@ -1,6 +1,7 @@
 """The device mesh: one program for one CPU, eight GPUs or a pod."""
 
 import logging
+import os
 from typing import Any
 
 import jax
@@ -8,6 +9,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 logger = logging.getLogger(__name__)
+
+
+def use_all_cores() -> None:
+    """Makes each core of the CPU a device, so that the cores share a batch; without effect on GPUs and TPUs.
+
+    Raises:
+        RuntimeError: JAX has run something already.
+    """
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def make_mesh(batch_size: int) -> Mesh:
@@ -18,7 +28,7 @@ def make_mesh(batch_size: int) -> Mesh:
     """
     devices = jax.devices()
     used = max(count for count in range(1, len(devices) + 1) if batch_size % count == 0)
-    if used < len(devices):
+    if used < len(devices) and devices[0].platform != "cpu":
         logger.warning(
             "%d of %d devices are used: the batch size %d does not divide by more; raise data.batch_size",
             used,

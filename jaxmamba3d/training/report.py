@@ -87,9 +87,10 @@ class MetricsLog:
         dice_columns = [f"pseudo_dice {name}" for name in (*self._class_names, "mean")]
         writer.writerow(["epoch", "seconds", "learning_rate", "train_loss", "validation_loss", *dice_columns])
         for row in self._rows:
-            numbers = (row.train_loss, row.validation_loss, *row.pseudo_dice, row.mean_pseudo_dice)
-            rounded = (f"{value:.6f}" for value in numbers)
-            writer.writerow([row.epoch, f"{row.seconds:.3f}", f"{row.learning_rate:.8g}", *rounded])
+            numbers = (row.learning_rate, row.train_loss, row.validation_loss, *row.pseudo_dice)
+            # Nine digits give float32 back as it was: a resumed run's table is an unbroken one's.
+            exact = (f"{value:.9g}" for value in numbers)
+            writer.writerow([row.epoch, f"{row.seconds:.3f}", *exact, f"{row.mean_pseudo_dice:.6g}"])
         temporary = self._folder / ".metrics.csv"
         temporary.write_text(text.getvalue())
         temporary.replace(self._folder / "metrics.csv")

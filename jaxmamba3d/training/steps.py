@@ -34,6 +34,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     batch_dice: bool,
+    ignore_label: int | None = None,
     mirror_axes: tuple[int, ...],
     seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -44,7 +45,8 @@ def make_train_step(
     graphdef = nnx.graphdef(net)
 
     def loss_of(params, image, label):
-        return segmentation_loss(nnx.merge(graphdef, params)(image), label, batch_dice=batch_dice)
+        logits = nnx.merge(graphdef, params)(image)
+        return segmentation_loss(logits, label, batch_dice=batch_dice, ignore_label=ignore_label)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -59,7 +61,7 @@ def make_train_step(
 
 
 def make_validation_step(
-    net: nnx.Module, *, batch_dice: bool
+    net: nnx.Module, *, batch_dice: bool, ignore_label: int | None = None
 ) -> Callable[[nnx.State, Batch], tuple[jax.Array, HardCounts]]:
     """(params, batch) -> loss and the voxel counts behind the pseudo-Dice."""
     graphdef = nnx.graphdef(net)
@@ -68,7 +70,8 @@ def make_validation_step(
     def validation_step(params, batch):
         logits = nnx.merge(graphdef, params)(batch["image"])
         full = logits[0] if isinstance(logits, tuple) else logits
-        loss = segmentation_loss(logits, batch["label"], batch_dice=batch_dice)
-        return loss, hard_counts(full, batch["label"])
+        label = batch["label"]
+        loss = segmentation_loss(logits, label, batch_dice=batch_dice, ignore_label=ignore_label)
+        return loss, hard_counts(full, label, ignore_label=ignore_label)
 
     return validation_step

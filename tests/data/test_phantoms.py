@@ -84,10 +84,11 @@ def best_threshold_dice(image, region):
 
 def test_thresholds_do_not_segment_it(dataset):
     """But organs differ from what surrounds them: a liver as bright as muscle could not be learnt either."""
-    for number in range(CONFIG.cases):
-        image, label = (voxels(x).astype(float) for x in read_case(dataset, number))
-        for k in CLASSES:
-            assert best_threshold_dice(image, label == k) < 0.85
+    cases = [[voxels(x).astype(float) for x in read_case(dataset, number)] for number in range(CONFIG.cases)]
+    images, labels = (np.concatenate([array.ravel() for array in part]) for part in zip(*cases, strict=True))
+    for k in CLASSES:
+        assert best_threshold_dice(images, labels == k) < 0.7
+    for image, label in cases:
         body = label[image > 100] == 0
         liver, kidneys, lesion = (image[label == k].mean() for k in CLASSES)
         assert liver > image[image > 100][body].mean()

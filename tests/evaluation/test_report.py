@@ -196,7 +196,7 @@ def test_all_bad_pairs_are_named_at_once(folders):
     write(predictions / "d.nii.gz", blocks(3)[:-1])
     write(predictions / "e.nii.gz", blocks(3), np.diag([-0.8, 1, 3, 1]))
     (predictions / "f.nii.gz").write_bytes(b"no NIfTI")
-    write(predictions / "g.nii.gz", blocks(3)[..., None])
+    write(predictions / "g.nii.gz", np.stack([blocks(3)] * 2, axis=-1))
     write(predictions / "h.nii.gz", blocks(3))
     with pytest.raises(ValueError) as error:
         evaluate(folders)
@@ -206,7 +206,7 @@ def test_all_bad_pairs_are_named_at_once(folders):
     assert "d: the prediction has shape (11, 10, 7), its label (12, 10, 7)" in message
     assert "e: the affines of prediction and label place voxels up to 17.6 mm apart" in message
     assert "predictions/f.nii.gz: cannot be read as NIfTI" in message
-    assert "predictions/g.nii.gz: has shape (12, 10, 7, 1); a segmentation has three axes" in message
+    assert "predictions/g.nii.gz: has shape (12, 10, 7, 2); a segmentation has three axes" in message
     assert "h: missing " in message
     assert "labels/h.nii.gz" in message
     assert not (folders / "scores").exists()

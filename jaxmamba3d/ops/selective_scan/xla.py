@@ -2,8 +2,11 @@
 (`xla_sequential`) or `jax.lax.associative_scan` (`xla_associative`).
 
 Only the state at chunk borders is kept for the backward pass, which recomputes the states of one chunk at a
-time. Inside, time leads and channels come last, [T, B, N, D]: sums over the state are then sums of
-contiguous rows, which CPUs and GPUs vectorise.
+time. Inside, time leads and channels come last, [T, N, D]: sums over the state are then sums of contiguous
+rows, which CPUs and GPUs vectorise.
+
+All is written for one sequence and mapped over the batch. Gradients of the parameters are so summed over the
+batch at the very end: where it is sharded, no device waits for another inside the loops.
 """
 
 import functools
@@ -19,7 +22,7 @@ from jaxmamba3d.ops.selective_scan.chunking import chunk_count, chunk_length
 
 
 class Chunk(NamedTuple):
-    """Float32 tokens of one chunk, time first: u, delta [T, B, D]; B, C [T, B, N]."""
+    """Float32 tokens of one chunk: u, delta [T, D]; B, C [T, N]."""
 
     u: jax.Array
     delta: jax.Array
@@ -28,11 +31,11 @@ class Chunk(NamedTuple):
 
 
 class InnerScan(Protocol):
-    """Recurrence over one chunk. A is [N, D], states are [B, N, D]."""
+    """Recurrence over one chunk. A and states are [N, D]."""
 
     @staticmethod
     def outputs(chunk: Chunk, A: jax.Array, h_in: jax.Array, reverse: bool, keep_states: bool):
-        """The state after the chunk, y = C h [T, B, D], and the state before each token [T, B, N, D]."""
+        """The state after the chunk, y = C h [T, D], and the state before each token [T, N, D]."""
 
     @staticmethod
     def gradients(
@@ -49,8 +52,8 @@ class SequentialScan:
     def outputs(chunk, A, h_in, reverse, keep_states):
         def step(h_before, token):
             u, delta, B, C = token
-            h = jnp.exp(delta[:, None, :] * A) * h_before + (delta * u)[:, None, :] * B[..., None]
-            return h, (jnp.sum(h * C[..., None], axis=1), h_before if keep_states else None)
+            h = jnp.exp(delta * A) * h_before + (delta * u) * B[:, None]
+            return h, (jnp.sum(h * C[:, None], axis=0), h_before if keep_states else None)
 
         h_out, (y, h_before) = lax.scan(step, h_in, chunk, reverse=reverse)
         return h_out, y, h_before
@@ -60,17 +63,15 @@ class SequentialScan:
         def step(carry, token):
             g, g_A = carry
             (u, delta, B, C), h, g_y = token
-            decay = jnp.exp(delta[:, None, :] * A)
-            drive = (delta * u)[:, None, :]
-            g = g + g_y[:, None, :] * C[..., None]
-            g_C = jnp.sum(g_y[:, None, :] * (decay * h + drive * B[..., None]), axis=-1)
-            g_B = jnp.sum(g * drive, axis=-1)
-            g_drive = jnp.sum(g * B[..., None], axis=1)
+            decay, drive = jnp.exp(delta * A), delta * u
+            g = g + g_y * C[:, None]
+            g_C = jnp.sum(g_y * (decay * h + drive * B[:, None]), axis=1)
+            g_B = jnp.sum(g * drive, axis=1)
+            g_drive = jnp.sum(g * B[:, None], axis=0)
             g_before = g * decay
             g_exponent = g_before * h
-            g_delta = g_drive * u + jnp.sum(g_exponent * A, axis=1)
-            g_A = g_A + jnp.sum(g_exponent * delta[:, None, :], axis=0)
-            return (g_before, g_A), Chunk(g_drive * delta, g_delta, g_B, g_C)
+            g_delta = g_drive * u + jnp.sum(g_exponent * A, axis=0)
+            return (g_before, g_A + g_exponent * delta), Chunk(g_drive * delta, g_delta, g_B, g_C)
 
         carry = (g_out, jnp.zeros_like(A))
         (g_in, g_A), g_chunk = lax.scan(step, carry, (chunk, h_before, g_y), reverse=not reverse)
@@ -85,7 +86,7 @@ def _compose(earlier, later):
 
 
 def _prefix_states(decay, drive, h_in, reverse):
-    """State after each token [T, B, N, D], from the state before the first."""
+    """State after each token [T, N, D], from the state before the first."""
     decays, drives = lax.associative_scan(_compose, (decay, drive), reverse=reverse)
     return decays * h_in + drives
 
@@ -101,30 +102,30 @@ class AssociativeScan:
     @staticmethod
     def outputs(chunk, A, h_in, reverse, keep_states):
         u, delta, B, C = chunk
-        decay = jnp.exp(delta[:, :, None, :] * A)
-        drive = (delta * u)[:, :, None, :] * B[..., None]
+        decay = jnp.exp(delta[:, None, :] * A)
+        drive = (delta * u)[:, None, :] * B[..., None]
         h = _prefix_states(decay, drive, h_in, reverse)
-        y = jnp.sum(h * C[..., None], axis=2)
+        y = jnp.sum(h * C[..., None], axis=1)
         return h[0 if reverse else -1], y, _shift(h, h_in, reverse) if keep_states else None
 
     @staticmethod
     def gradients(chunk, A, h_before, g_y, g_out, reverse):
         u, delta, B, C = chunk
-        decay = jnp.exp(delta[:, :, None, :] * A)
-        drive = (delta * u)[:, :, None, :]
+        decay = jnp.exp(delta[:, None, :] * A)
+        drive = (delta * u)[:, None, :]
         # The adjoint runs against time; a token's own decay acts on it after it is read, hence the shift.
         decay_of_next = _shift(decay, jnp.ones_like(g_out), not reverse)
-        g = _prefix_states(decay_of_next, g_y[:, :, None, :] * C[..., None], g_out, not reverse)
+        g = _prefix_states(decay_of_next, g_y[:, None, :] * C[..., None], g_out, not reverse)
         g_before = g * decay
         g_exponent = g_before * h_before
-        g_drive = jnp.sum(g * B[..., None], axis=2)
+        g_drive = jnp.sum(g * B[..., None], axis=1)
         g_chunk = Chunk(
             u=g_drive * delta,
-            delta=g_drive * u + jnp.sum(g_exponent * A, axis=2),
+            delta=g_drive * u + jnp.sum(g_exponent * A, axis=1),
             B=jnp.sum(g * drive, axis=-1),
-            C=jnp.sum(g_y[:, :, None, :] * (decay * h_before + drive * B[..., None]), axis=-1),
+            C=jnp.sum(g_y[:, None, :] * (decay * h_before + drive * B[..., None]), axis=-1),
         )
-        g_A = jnp.sum(g_exponent * delta[:, :, None, :], axis=(0, 1))
+        g_A = jnp.sum(g_exponent * delta[:, None, :], axis=0)
         return g_before[-1 if reverse else 0], g_A, g_chunk
 
 
@@ -142,28 +143,28 @@ class _Options:
         return chunk_length(self.length)
 
     def prepare(self, index, u, delta, B, C, delta_bias) -> Chunk:
-        """One chunk as float32, time first; tokens beyond the length get a step of 0: no change."""
+        """One chunk as float32; tokens beyond the length get a step of 0: no change."""
         delta = step_size(delta, delta_bias, self.delta_softplus)
         if self.length % self.chunk:
             token = index * self.chunk + jnp.arange(self.chunk)
             delta = jnp.where(token[:, None] < self.length, delta, 0.0)
-        return Chunk(*(jnp.moveaxis(x.astype(jnp.float32), 1, 0) for x in (u, delta, B, C)))
+        return Chunk(*(x.astype(jnp.float32) for x in (u, delta, B, C)))
 
 
 def _chunk_of(array, index, chunk):
-    """Tokens of chunk `index`, [B, T, ...], read in place; None stays None."""
-    return None if array is None else lax.dynamic_slice_in_dim(array, index * chunk, chunk, axis=1)
+    """Tokens of chunk `index`, [T, ...], read in place; None stays None."""
+    return None if array is None else lax.dynamic_slice_in_dim(array, index * chunk, chunk)
 
 
 def _over_chunks(body, carry, options: _Options, tokens, extra=None, reverse=False):
-    """`lax.scan` of body(carry, index, chunk's tokens, extra[index]) over the chunks of [B, L, ...] arrays.
+    """`lax.scan` of body(carry, index, chunk's tokens, extra[index]) over the chunks of [L, ...] arrays.
 
-    Outputs [B, T, ...] of the chunks are joined to [B, L, ...]; the second output is stacked by chunk.
+    Outputs [T, ...] of the chunks are joined to [L, ...]; the second output is stacked by chunk.
     """
     chunk, count = options.chunk, chunk_count(options.length, options.chunk)
     padding = count * chunk - options.length
     if padding:
-        tokens = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, padding), (0, 0))), tokens)
+        tokens = jax.tree.map(lambda x: jnp.pad(x, ((0, padding), (0, 0))), tokens)
 
     def step(carry, slot):
         index, extra = slot
@@ -172,41 +173,35 @@ def _over_chunks(body, carry, options: _Options, tokens, extra=None, reverse=Fal
     carry, (joined, stacked) = lax.scan(step, carry, (jnp.arange(count), extra), reverse=reverse)
 
     def join(x):
-        x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(x.shape[0], count * chunk, *x.shape[3:])[:, : options.length]
+        return x.reshape(count * chunk, -1)[: options.length]
 
     return carry, jax.tree.map(join, joined), stacked
 
 
 def _forward(options: _Options, arguments: ScanArguments):
-    """y, the last state [B, N, D], and the state before each chunk [chunks, B, N, D]."""
+    """y [L, D], the last state [N, D], and the state before each chunk [chunks, N, D]."""
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments
     A = A.astype(jnp.float32).T
-    h_in = jnp.zeros((u.shape[0], *A.shape), jnp.float32) if h0 is None else _states_last(h0)
+    h_in = jnp.zeros_like(A) if h0 is None else h0.astype(jnp.float32).T
 
     def body(h, index, tokens, _):
         u, delta, B, C, z = tokens
         prepared = options.prepare(index, u, delta, B, C, delta_bias)
         h_out, y, _ = options.inner.outputs(prepared, A, h, options.reverse, keep_states=False)
-        return h_out, (skip_and_gate(jnp.moveaxis(y, 0, 1), u, D, z).astype(u.dtype), h)
+        return h_out, (skip_and_gate(y, u, D, z).astype(u.dtype), h)
 
     return _over_chunks(body, h_in, options, (u, delta, B, C, z), reverse=options.reverse)
-
-
-def _states_last(h):
-    """[B, D, N] in any dtype -> [B, N, D] in float32."""
-    return jnp.swapaxes(h, 1, 2).astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(options: _Options, arguments: ScanArguments):
     last_state, y, _ = _forward(options, arguments)
-    return y, jnp.swapaxes(last_state, 1, 2)
+    return y, last_state.T
 
 
 def _scan_forward(options, arguments):
     last_state, y, borders = _forward(options, arguments)
-    return (y, jnp.swapaxes(last_state, 1, 2)), (arguments, borders)
+    return (y, last_state.T), (arguments, borders)
 
 
 def _scan_backward(options: _Options, residuals, gradients):
@@ -220,22 +215,22 @@ def _scan_backward(options: _Options, residuals, gradients):
         u, delta, B, C, z, g_out = tokens
         prepared, prepare_vjp = jax.vjp(functools.partial(options.prepare, index), u, delta, B, C, delta_bias)
         _, y, h_before = options.inner.outputs(prepared, A_rows, h_in, options.reverse, keep_states=True)
-        _, gate_vjp = jax.vjp(skip_and_gate, jnp.moveaxis(y, 0, 1), u, D, z)
+        _, gate_vjp = jax.vjp(skip_and_gate, y, u, D, z)
         g_y, g_u_skip, g_D, g_z = gate_vjp(g_out.astype(jnp.float32))
         g_h, g_A_chunk, g_prepared = options.inner.gradients(
-            prepared, A_rows, h_before, jnp.moveaxis(g_y, 1, 0), g_h, options.reverse
+            prepared, A_rows, h_before, g_y, g_h, options.reverse
         )
         g_u, g_delta, g_B, g_C, g_bias = prepare_vjp(g_prepared)
         g_parameters = jax.tree.map(jnp.add, g_parameters, (g_D, g_bias))
         return (g_h, g_A + g_A_chunk, g_parameters), ((g_u + g_u_skip, g_delta, g_B, g_C, g_z), None)
 
-    carry = (_states_last(g_last), jnp.zeros_like(A_rows), jax.tree.map(jnp.zeros_like, parameters))
+    carry = (g_last.astype(jnp.float32).T, jnp.zeros_like(A_rows), jax.tree.map(jnp.zeros_like, parameters))
     carry, g_tokens, _ = _over_chunks(
         body, carry, options, (u, delta, B, C, z, g_out), extra=borders, reverse=not options.reverse
     )
     g_h0, g_A, (g_D, g_bias) = carry
     g_u, g_delta, g_B, g_C, g_z = g_tokens
-    g_h0 = None if h0 is None else jnp.swapaxes(g_h0, 1, 2).astype(h0.dtype)
+    g_h0 = None if h0 is None else g_h0.T.astype(h0.dtype)
     return (ScanArguments(g_u, g_delta, g_A.T.astype(A.dtype), g_B, g_C, g_D, g_z, g_bias, g_h0),)
 
 
@@ -247,4 +242,5 @@ def scan(
 ) -> tuple[jax.Array, jax.Array]:
     """y [B, L, D] in u's dtype and the last state [B, D, N] in float32."""
     options = _Options(inner, delta_softplus, reverse, arguments.u.shape[1])
-    return _scan(options, arguments)
+    a_sequence = ScanArguments(u=0, delta=0, A=None, B=0, C=0, D=None, z=0, delta_bias=None, h0=0)
+    return jax.vmap(functools.partial(_scan, options), in_axes=(a_sequence,))(arguments)

@@ -1,0 +1,128 @@
+"""Both layouts are read alike, and what is wrong with a folder is said before a file is opened."""
+
+import logging
+import re
+import shutil
+
+import pytest
+from small_datasets import change_json, write_decathlon, write_nnunet
+
+from jaxmamba3d.data.dataset import Case, find_images, read_dataset
+
+LABELS = {"background": 0, "left": 1, "right": 2}
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_two_layouts_hold_the_same(tmp_path, channels):
+    decathlon = read_dataset(write_decathlon(tmp_path / "Task", channels=channels))
+    raw = read_dataset(write_nnunet(tmp_path / "Dataset001_Small", channels=channels))
+    for dataset in (decathlon, raw):
+        assert dataset.labels == LABELS
+        assert dataset.channel_names == ("MRI",) * channels
+        assert [case.name for case in dataset.cases] == [f"case_{n}" for n in range(5)]
+        assert all(path.is_file() for case in dataset.cases for path in (*case.images, case.label))
+    assert [len(case.images) for case in decathlon.cases] == [1] * 5
+    assert [len(case.images) for case in raw.cases] == [channels] * 5
+    assert raw.name == "Dataset001_Small"
+    assert raw.folder.is_absolute()
+
+
+def test_a_channel_that_is_not_there_is_listed_for_the_check(tmp_path):
+    folder = write_nnunet(tmp_path / "data", channels=2)
+    (folder / "imagesTr" / "case_3_0001.nii.gz").unlink()
+    case = read_dataset(folder).cases[3]
+    assert [path.name for path in case.images] == ["case_3_0000.nii.gz", "case_3_0001.nii.gz"]
+
+
+def test_another_number_of_cases_than_announced_is_a_warning(tmp_path, caplog):
+    folder = write_decathlon(tmp_path / "data")
+    change_json(folder / "dataset.json", numTraining=7)
+    with caplog.at_level(logging.WARNING):
+        assert len(read_dataset(folder).cases) == 5
+    assert "numTraining 7, but there are 5 cases" in caplog.text
+
+
+def test_folders_and_files_that_are_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such dataset folder"):
+        read_dataset(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.json: missing; a dataset of the Decathlon"):
+        read_dataset(tmp_path)
+    folder = write_nnunet(tmp_path / "data")
+    shutil.rmtree(folder / "imagesTr")
+    with pytest.raises(FileNotFoundError, match="imagesTr: no such folder of images"):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "dataset.json must be of the Decathlon or nnU-Net, got no labels"),
+        ({"labels": {"background": 0, "left": 2}}, "labels must be 0, 1, 2, ... without gaps, got [0, 2]"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "labels must be one value a label"),
+        ({"channel_names": None}, "channel_names (or modality) must be channel names by number"),
+        ({"channel_names": {"0": "CT", "2": "CT"}}, "must be channel names by number"),
+        ({"file_ending": ".mha"}, "file_ending must be one of ('.nii.gz', '.nii'), got '.mha'"),
+        ({"training": []}, "a folder with training cases, got none"),
+        ({"training": ["a.nii.gz"]}, 'training must be a list of {"image": file, "label": file}'),
+    ],
+)
+def test_descriptions_that_cannot_be_used(tmp_path, changes, message):
+    folder = write_nnunet(tmp_path / "data")
+    change_json(folder / "dataset.json", **changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"text"'])
+def test_a_description_that_is_no_json_object(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match=r"dataset\.json must be "):
+        read_dataset(tmp_path)
+
+
+def test_a_case_listed_twice(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    entry = {"image": "./imagesTr/case_1.nii.gz", "label": "./labelsTr/case_1.nii.gz"}
+    change_json(folder / "dataset.json", training=[entry, entry])
+    with pytest.raises(ValueError, match=r"one entry a case, got several for \['case_1'\]"):
+        read_dataset(folder)
+
+
+def test_files_without_a_channel_number(tmp_path):
+    folder = write_nnunet(tmp_path / "data")
+    (folder / "imagesTr" / "case_0_0000.nii.gz").rename(folder / "imagesTr" / "stray.nii.gz")
+    with pytest.raises(ValueError, match=r"must be CASE_0000, CASE_0001, \.\.\., got \['stray\.nii\.gz'\]"):
+        read_dataset(folder)
+
+
+class TestImagesAlone:
+    def test_channels_are_joined(self, tmp_path):
+        folder = write_nnunet(tmp_path / "data", cases=2, channels=2) / "imagesTr"
+        found = find_images(folder, 2)
+        assert [case.name for case in found] == ["case_0", "case_1"]
+        assert [path.name for path in found[1].images] == ["case_1_0000.nii.gz", "case_1_0001.nii.gz"]
+
+    def test_plain_files_are_a_case_each(self, tmp_path):
+        folder = write_decathlon(tmp_path / "data", cases=2, channels=2) / "imagesTr"
+        assert find_images(folder, 2) == tuple(
+            Case(f"case_{n}", (folder / f"case_{n}.nii.gz",)) for n in range(2)
+        )
+
+    def test_wrong_channels_are_all_named(self, tmp_path):
+        folder = write_nnunet(tmp_path / "data", cases=3, channels=2) / "imagesTr"
+        (folder / "case_0_0001.nii.gz").unlink()
+        (folder / "case_2_0000.nii.gz").unlink()
+        with pytest.raises(ValueError, match=r"case_0 has 0000; case_2 has 0001"):
+            find_images(folder, 2)
+
+    def test_nothing_to_predict(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no \.nii\.gz or \.nii files here"):
+            find_images(tmp_path, 1)
+        with pytest.raises(FileNotFoundError, match="nowhere: no such folder of images"):
+            find_images(tmp_path / "nowhere", 1)
+
+    def test_half_numbered_files(self, tmp_path):
+        folder = write_nnunet(tmp_path / "data", cases=2) / "imagesTr"
+        (folder / "case_0_0000.nii.gz").rename(folder / "other.nii.gz")
+        with pytest.raises(ValueError, match="all numbered by channel, or none, got 1 that are not"):
+            find_images(folder, 1)

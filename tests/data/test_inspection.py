@@ -1,0 +1,102 @@
+"""Every fault of a dataset is found before any work, and all bad cases are named at once."""
+
+import nibabel
+import numpy as np
+import pytest
+from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti, write_nnunet
+
+from jaxmamba3d.data.dataset import read_dataset
+from jaxmamba3d.data.inspection import check_dataset
+
+
+def message_of(folder) -> list[str]:
+    """The lines of the error that the check raises."""
+    with pytest.raises(ValueError) as caught:
+        check_dataset(read_dataset(folder), processes=1)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("write", [write_decathlon, write_nnunet])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_good_dataset_passes(tmp_path, write, channels):
+    check_dataset(read_dataset(write(tmp_path / "data", channels=channels)), processes=1)
+
+
+def test_a_small_difference_of_affines_is_rounding(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    affine = AFFINE.copy()
+    affine[0, 3] += 5e-4
+    write_nifti(folder / "labelsTr" / "case_0.nii.gz", image_and_label(0)[1], affine)
+    check_dataset(read_dataset(folder), processes=1)
+
+
+def test_all_bad_cases_are_named_at_once(tmp_path):
+    folder = write_decathlon(tmp_path / "data", cases=8)
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    image, label = image_and_label(0)
+    (labels / "case_0.nii.gz").unlink()
+    write_nifti(labels / "case_1.nii.gz", label[:-1])
+    moved = AFFINE.copy()
+    moved[:3, 3] = 3, 0, -2
+    write_nifti(labels / "case_2.nii.gz", label, moved)
+    write_nifti(labels / "case_3.nii.gz", np.where(label == 2, 7, label).astype(np.uint8))
+    spoilt = image[..., 0].copy()
+    spoilt[3, 4, 5] = np.nan
+    spoilt[3, 4, 6] = np.inf
+    write_nifti(images / "case_4.nii.gz", spoilt)
+    write_nifti(images / "case_5.nii.gz", np.concatenate([image, image], axis=-1))
+    (images / "case_6.nii.gz").write_bytes((images / "case_6.nii.gz").read_bytes()[:500])
+
+    first, *lines = message_of(folder)
+    assert first.startswith(f"7 of 8 cases of {folder} are bad")
+    found = dict(line.split(": ", 1) for line in lines)
+    assert list(found) == [f"case_{n}" for n in range(7)]
+    assert found["case_0"].endswith("case_0.nii.gz: no such file")
+    assert "label shape (10, 14, 11) differs from the image's (10, 14, 12)" in found["case_1"]
+    assert "the affines of label and image differ by 3 mm" in found["case_2"]
+    assert "label values [7]" in found["case_3"]
+    assert "declared: [0, 1, 2]" in found["case_3"]
+    assert "case_4.nii.gz must hold finite float32 values, got 2 NaN or infinite voxels" in found["case_4"]
+    assert "must have 1 channels as in dataset.json (MRI), got 2" in found["case_5"]
+    assert "case_6.nii.gz must be a whole NIfTI file" in found["case_6"]
+
+
+def test_channels_that_do_not_lie_on_each_other(tmp_path):
+    folder = write_nnunet(tmp_path / "data", channels=2)
+    images = folder / "imagesTr"
+    image, _ = image_and_label(0, 2)
+    (images / "case_0_0001.nii.gz").unlink()
+    write_nifti(images / "case_1_0001.nii.gz", image[:, :-2, :, 1])
+    turned = AFFINE[[1, 0, 2, 3]]
+    write_nifti(images / "case_2_0001.nii.gz", image[..., 1], turned)
+    write_nifti(images / "case_3_0002.nii.gz", image[..., 0])
+    _, *lines = message_of(folder)
+    assert [line.split(":")[0] for line in lines] == ["case_0", "case_1", "case_2", "case_3"]
+    for line, words in zip(
+        lines,
+        (
+            "case_0_0001.nii.gz: no such file",
+            "shape [12, 14, 10], got [12, 12, 10]",
+            "affine, got one that differs by 1.5 mm",
+            "must have 2 channels as in dataset.json (MRI, MRI), got 3",
+        ),
+        strict=True,
+    ):
+        assert words in line
+
+
+def test_labels_that_are_no_whole_numbers(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    path = folder / "labelsTr" / "case_2.nii.gz"
+    label = np.asarray(nibabel.load(path).dataobj).astype(np.float32)
+    label[0, 0, 0] = 1.5
+    write_nifti(path, label)
+    _, line = message_of(folder)
+    assert "case_2.nii.gz must hold whole numbers from -32768 to 32767 as labels, got 1.5" in line
+
+
+def test_worker_processes_find_the_same(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    (folder / "labelsTr" / "case_4.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"1 of 5 cases .*\ncase_4: .*no such file"):
+        check_dataset(read_dataset(folder), processes=2)

@@ -1,0 +1,151 @@
+"""The commands as people type them; what they get wrong ends in one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from real_data import ROOT
+from small_datasets import write_decathlon
+
+from jaxmamba3d import cli
+
+CONFIG = """
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, OptimConfig, TrainConfig
+
+def get_config():
+    return ExperimentConfig(
+        output="run",
+        data=DataConfig("data", patch_size=(8, 8, 8), batch_size=2),
+        net=NetOptions("resunet", (4, 8), blocks_per_stage=(1, 1), decoder_blocks_per_stage=(1,)),
+        optim=OptimConfig(schedule="constant"),
+        train=TrainConfig(epochs=1, steps_per_epoch=2, validation_steps=1),
+    )
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs a command in the test's folder: its exit code or message (None: it went well), what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxmamba3d", *map(str, arguments)])
+        monkeypatch.setattr(cli, "use_all_cores", lambda: None)  # the tests' jax is running already
+        message = None
+        try:
+            cli.main()
+        except SystemExit as stop:
+            message = stop.code
+        printed = capsys.readouterr()
+        return message, printed.out + printed.err
+
+    return run
+
+
+def test_the_whole_way_step_by_step(command, tmp_path):
+    write_decathlon(tmp_path / "data")
+    (tmp_path / "config.py").write_text(CONFIG)
+    for arguments in (
+        ("plan", "data", "--output", "work", "--processes", "1"),
+        ("preprocess", "work", "--processes", "1"),
+        ("train", "config.py", "--data.work", "work", "--train.seed", "3"),
+        ("predict", "run", "--input", "data/imagesTr", "--output", "predictions", "--no-mirroring"),
+    ):
+        assert command(*arguments)[0] in (None, 0), arguments
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["seed"] == 3
+    message, out = command("evaluate", "predictions", "data/labelsTr", "--output", "scores")
+    assert message in (None, 0)
+    assert "| left |" in out
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == {
+        "scores.csv",
+        "summary.json",
+        "summary.md",
+    }
+    assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", "nowhere", "--output", "work"), "nowhere: no such dataset folder"),
+        (("preprocess", "nowhere"), "nowhere: not a work folder; make one with `jaxmamba3d plan`"),
+        (("train",), "train must be the path of a config file first"),
+        (("train", "nowhere.py"), "nowhere.py: no such config file"),
+        (("predict", "nowhere", "--input", "a", "--output", "b"), "nowhere: not a run folder"),
+        (("evaluate", "nowhere", "labels"), "nowhere"),
+        (
+            ("import-weights", "w.pth", "--output", "r", "--plans", "p.json", "--dataset-json", "d.json"),
+            "w.pth: no such file of weights",
+        ),
+    ],
+)
+def test_what_is_not_there_is_named_in_one_sentence(command, arguments, message):
+    found, _ = command(*arguments)
+    assert found.startswith("error: ")
+    assert message in found
+    assert "\n" not in found
+
+
+def test_a_config_without_get_config(command, tmp_path):
+    (tmp_path / "config.py").write_text("x = 1\n")
+    assert "must be a file that defines get_config(), got none" in command("train", "config.py")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--train.epochs", "0"), "train.epochs must be greater than 0, got 0"),
+        (("--net.name", "unet"), "net.name must be one of segmamba"),
+        (("--train.epoch", "3"), "--train.epochs"),
+        (("--optim.schedule", "poly"), "one_cycle"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(command, tmp_path, arguments, message):
+    (tmp_path / "config.py").write_text(CONFIG)
+    code, printed = command("train", "config.py", *arguments)
+    assert code not in (None, 0)
+    assert message in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("w.pth", b"x"), ("w.npz", b"x"), ("w.safetensors", b"x" * 20)]
+)
+def test_damaged_weight_files(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} must be a"):
+        cli.read_weights(tmp_path / name)
+
+
+def test_weight_files_of_another_kind(tmp_path):
+    (tmp_path / "w.ckpt").write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"the ending of .*w\.ckpt must be one of \.pth, \.safetensors, \.npz"
+    ):
+        cli.read_weights(tmp_path / "w.ckpt")
+
+
+def test_train_py_lists_every_field():
+    environment = os.environ | {"COLUMNS": "200"}
+    command = [sys.executable, "train.py", "configs/quickstart.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    for field in (
+        "--optim.learning-rate",
+        "--net.name",
+        "--data.patch-size",
+        "--train.mirror-axes",
+        "--output",
+    ):
+        assert field in done.stdout
+
+
+def test_all_configs_are_valid():
+    names = {path.name for path in (ROOT / "configs").glob("*.py")}
+    assert {"quickstart.py", "hippocampus.py"} <= names
+    for name in names:
+        config = cli.load_config(ROOT / "configs" / name)
+        assert config.output.startswith("runs/")
+        assert np.all(np.array(config.data.patch_size or 1) > 0)
