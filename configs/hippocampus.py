@@ -1,6 +1,13 @@
 """Medical Segmentation Decathlon, Task04: real MRI, on a laptop's CPU.
 
 python train.py configs/hippocampus.py --data.dataset PATH/TO/Task04_Hippocampus
+
+Fold 0 of 200 cases, 2 CPU cores, from the command to the scores of the 40 validation cases (mean of the cases):
+
+| net | minutes | Dice anterior | Dice posterior | mean Dice | mean HD95 (mm) |
+|---|---:|---:|---:|---:|---:|
+| segmamba | 15 | 0.872 | 0.862 | 0.867 | 1.49 |
+| resunet (--net.name resunet) | 7 | 0.873 | 0.864 | 0.868 | 1.62 |
 """
 
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, OptimConfig, TrainConfig

@@ -14,7 +14,7 @@ output = {output!r}
 options = (
     "--data.dataset {output}/phantoms --data.phantoms.cases 5 --data.patch-size 16 16 16 --net.features 4 8 "
     "--net.blocks-per-stage 1 1 --net.decoder-blocks-per-stage 1 --train.epochs 1 --train.steps-per-epoch 2 "
-    "--train.validation-steps 1"
+    "--train.validation-steps 1 --optim.schedule constant"
 )
 """
 
