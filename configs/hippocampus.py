@@ -2,7 +2,7 @@
 
 python train.py configs/hippocampus.py --data.dataset PATH/TO/Task04_Hippocampus
 
-Fold 0 of 200 cases, 2 CPU cores, from the command to the scores of the 40 validation cases (mean of the cases):
+Fold 0 of 200 cases, 2 CPU cores, from the command to the scores of the 40 validation cases:
 
 | net | minutes | Dice anterior | Dice posterior | mean Dice | mean HD95 (mm) |
 |---|---:|---:|---:|---:|---:|
