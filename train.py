@@ -1,8 +1,8 @@
 """Train a network: python train.py configs/quickstart.py [--optim.learning-rate 1e-3 ...]
 
 A config names everything a run depends on; `--help` after it lists the fields. The phases are in
-`jaxmamba3d/experiment.py`: prepare the data, train a fold, predict and score its validation cases. What is
-done already is not done again, so the same command goes on with a run that was stopped.
+`jaxmamba3d/experiment.py`: prepare the data, train a fold, predict and score its validation cases. Prepared
+data and finished epochs are kept, so the same command goes on with a run that was stopped.
 """
 
 from jaxmamba3d.cli import run_command, train

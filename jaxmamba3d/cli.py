@@ -3,21 +3,18 @@
 import logging
 import runpy
 import sys
-import zipfile
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from jaxmamba3d import experiment
-from jaxmamba3d.checks import UnsupportedError, check_choice, check_that
+from jaxmamba3d import run as runs
+from jaxmamba3d.checks import UnsupportedError, check_that
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions
 from jaxmamba3d.data import find_images, load_plans, open_workspace, plan_workspace, read_description
 from jaxmamba3d.evaluation import evaluate_folders
-from jaxmamba3d.nets import read_torch_checkpoint
+from jaxmamba3d.nets import read_weights
 from jaxmamba3d.training import use_all_cores
 
 Positional = tyro.conf.Positional
@@ -66,7 +63,7 @@ def predict(
     output: Path,
     folds: tuple[int, ...] = (),
     checkpoint: Literal["latest", "best"] = "latest",
-    mirroring: bool = True,
+    no_mirroring: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Segment all images of a folder.
 
@@ -76,12 +73,13 @@ def predict(
         output: folder of the segmentations CASE.nii.gz.
         folds: trained folds to average; default: all that are there.
         checkpoint: latest or best.
-        mirroring: average over mirrored copies (8 times the work).
+        no_mirroring: do not average over mirrored copies, an 8th of the work, whatever the run's config says.
     """
-    trained = experiment.open_run(run)
+    trained = runs.open_run(run)
     found = folds or trained.trained_folds()
     check_that(bool(found), f"run {run}", "trained for at least one fold", "no checkpoints")
     cases = find_images(input, trained.net.in_channels)
+    mirroring = False if no_mirroring else None
     experiment.predict(trained, cases, output, folds=found, checkpoint=checkpoint, mirroring=mirroring)
 
 
@@ -132,34 +130,7 @@ def import_weights(
         net=NetOptions(name=net),
     )
     weights = read_weights(file)
-    experiment.import_weights(weights, config, load_plans(plans), read_description(dataset_json))
-
-
-def read_weights(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a weight file; its ending says which kind it is.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is of another kind, or damaged.
-    """
-    readers = {
-        ".pth": read_torch_checkpoint,
-        ".safetensors": load_file,
-        ".npz": _read_npz,
-    }
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file of weights")
-    check_choice(f"the ending of {file}", file.suffix, readers)
-    try:
-        return readers[file.suffix](file)
-    except (SafetensorError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{file} must be a whole {file.suffix} file, got: {error}") from error
-
-
-def _read_npz(file: Path) -> dict[str, np.ndarray]:
-    check_that(zipfile.is_zipfile(file), str(file), "a file of numpy.savez", "another format")
-    with np.load(file) as arrays:
-        return dict(arrays)
+    runs.import_weights(weights, config, load_plans(plans), read_description(dataset_json))
 
 
 def train(arguments: list[str] | None = None) -> None:
@@ -214,7 +185,7 @@ def run_command(command) -> None:
     logging.getLogger("jaxmamba3d").setLevel(logging.INFO)
     try:
         command()
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, UnsupportedError) as error:
+    except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
         sys.exit(f"error: {error}")
 

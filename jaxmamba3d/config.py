@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from jaxmamba3d.checks import check_choice, check_positive, check_that
+from jaxmamba3d.files import load_json
 
 NETS = ("segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet")
+
+DTYPES = ("float32", "bfloat16")
+SCAN_IMPLEMENTATIONS = ("reference", "xla_sequential", "xla_associative")
 
 Triple = tuple[int, int, int]
 T = TypeVar("T")
@@ -53,7 +57,8 @@ class NetConfig:
         for field in ("features", "kernel_sizes", "strides", "blocks_per_stage", "decoder_blocks_per_stage"):
             object.__setattr__(self, field, _tuples(getattr(self, field)))
         check_choice("name", self.name, NETS)
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
         check_positive("in_channels", self.in_channels)
         check_that(self.num_classes >= 2, "num_classes", "at least 2 (background included)", self.num_classes)
         stages = len(self.features)
@@ -77,6 +82,12 @@ class NetConfig:
         for kernel in self.kernel_sizes:
             check_that(all(n % 2 for n in kernel), "kernel_sizes", "odd sizes", kernel)
 
+    def architecture(self) -> dict[str, Any]:
+        """The fields that decide which parameters there are and what they mean; the others may change between
+        trainings of the same parameters."""
+        free = {"deep_supervision", "dtype", "remat", "scan_implementation"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
+
     @property
     def total_stride(self) -> Triple:
         """Voxels of the input for one voxel of the bottleneck, by axis: spatial sizes must divide by it."""
@@ -98,6 +109,8 @@ class NetOptions:
 
     def __post_init__(self):
         check_choice("net.name", self.name, NETS)
+        check_choice("net.dtype", self.dtype, DTYPES)
+        check_choice("net.scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +142,7 @@ class DataConfig:
         patch_size, batch_size: override the plans'.
         foreground_fraction: share of a batch's patches that must hold foreground.
         read_threads: threads that read patches ahead of the device.
+        processes: worker processes of checks, planning and preprocessing; None: one for each core.
         phantoms: make this dataset first if the folder is missing.
     """
 
@@ -142,6 +156,7 @@ class DataConfig:
     batch_size: int | None = None
     foreground_fraction: float = 0.33
     read_threads: int = 2
+    processes: int | None = None
     phantoms: PhantomConfig | None = None
 
     def __post_init__(self):
@@ -152,7 +167,10 @@ class DataConfig:
         if self.batch_size is not None:
             check_positive("data.batch_size", self.batch_size)
         if self.patch_size is not None:
-            check_that(min(self.patch_size) >= 1, "data.patch_size", "three sizes >= 1", self.patch_size)
+            valid = len(self.patch_size) == 3 and min(self.patch_size) >= 1
+            check_that(valid, "data.patch_size", "three sizes >= 1", self.patch_size)
+        if self.processes is not None:
+            check_positive("data.processes", self.processes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +208,7 @@ class OptimConfig:
         check_that(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
         warmup = self.warmup_fraction
         check_that(0 < warmup < 1, "optim.warmup_fraction", "a share between 0 and 1", warmup)
+        check_positive("optim.final_div_factor", self.final_div_factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +234,8 @@ class TrainConfig:
     def __post_init__(self):
         for field in ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints"):
             check_positive(f"train.{field}", getattr(self, field))
-        valid = set(self.mirror_axes) <= {0, 1, 2}
-        check_that(valid, "train.mirror_axes", "axes out of 0, 1, 2", self.mirror_axes)
+        valid = set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes)
+        check_that(valid, "train.mirror_axes", "different axes out of 0, 1, 2", self.mirror_axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,12 +284,10 @@ def read_json(cls: type[T], path: str | Path) -> T:
         FileNotFoundError: no such file.
         ValueError: the file is not JSON, or a field is unknown, missing or out of range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it should hold a {cls.__name__}")
+    content = load_json(path, f"a {cls.__name__}")
     try:
-        return from_dict(cls, json.loads(path.read_text()))
-    except ValueError as error:
+        return from_dict(cls, content)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -1,91 +1,49 @@
 """An experiment from its data to its scores: prepare, train, validate."""
 
-import dataclasses
-import importlib.metadata
-import json
 import logging
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from jaxmamba3d.checks import check_choice, check_that
-from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
+from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import (
     Case,
-    Configuration,
-    Description,
-    Plans,
     Workspace,
-    load_plans,
     plan_workspace,
     read_label,
     read_volume,
-    save_plans,
     write_phantom_dataset,
 )
+from jaxmamba3d.data.dataset import IGNORE
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.evaluation import Evaluation, OverlayCase, Pair, Protocol, evaluate_pairs, overlay_figure
 from jaxmamba3d.inference import make_net_predictor, predict_cases
-from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
-from jaxmamba3d.training import restore_params, save_params, train_fold
+from jaxmamba3d.run import Run, start_run
+from jaxmamba3d.training import restore_params, train_fold
 
 logger = logging.getLogger(__name__)
 
 OVERLAY_CASES = 6
-IGNORE = "ignore"
-"""nnU-Net's name of the label whose voxels count nowhere."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder: the config, the net and the plans that its folds share.
-
-    Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json and versions.json, and for
-    each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/ and scores.
-    """
-
-    folder: Path
-    config: ExperimentConfig
-    net: NetConfig
-    plans: Plans
-    labels: dict[str, int]
-
-    @property
-    def configuration(self) -> Configuration:
-        """The plans' configuration that this run trains."""
-        return self.plans.configurations[self.config.data.configuration]
-
-    @property
-    def foreground(self) -> dict[str, int]:
-        """The structures that are scored, by name."""
-        return {name: label for name, label in self.labels.items() if label and name != IGNORE}
-
-    def fold_folder(self, fold: int) -> Path:
-        """Results of one fold."""
-        return self.folder / f"fold_{fold}"
-
-    def trained_folds(self) -> tuple[int, ...]:
-        """The folds that have a checkpoint."""
-        found = self.folder.glob("fold_*/checkpoints")
-        return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
-
-    def build_net(self) -> UNet3D:
-        """The net, freshly initialised from the config's seed."""
-        return build_net(self.net, rngs=nnx.Rngs(self.config.train.seed))
-
-    def abstract_net(self) -> UNet3D:
-        """The net with shapes in place of weights, made in no time."""
-        return nnx.eval_shape(self.build_net)
 
 
 def run_experiment(config: ExperimentConfig) -> Evaluation:
-    """Does all of an experiment that is not done yet, and returns the validation scores of its fold."""
+    """Prepares the data, trains the fold and scores its validation cases.
+
+    Prepared data and finished epochs of an earlier call are kept.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        The scores of the fold's validation cases.
+
+    Raises:
+        FileNotFoundError, ValueError: data or settings are wrong; nearly all is found before training starts.
+        FloatingPointError: the loss is no longer finite.
+    """
     workspace = prepare(config)
     run = start_run(config, workspace)
     train(run, workspace)
@@ -99,153 +57,12 @@ def prepare(config: ExperimentConfig) -> Workspace:
     if data.phantoms is not None and not Path(data.dataset).exists():
         write_phantom_dataset(data.dataset, data.phantoms)
     work = Path(data.work or Path(config.output) / "work")
-    workspace = plan_workspace(data.dataset, work, plans_file=data.plans, splits_file=data.splits)
+    workspace = plan_workspace(
+        data.dataset, work, plans_file=data.plans, splits_file=data.splits, processes=data.processes
+    )
     workspace.split(data.fold)
-    workspace.preprocess(data.configuration)
+    workspace.preprocess(data.configuration, processes=data.processes)
     return workspace
-
-
-def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
-    """Writes the run folder of an experiment; its plans hold the config's overrides.
-
-    Raises:
-        ValueError: the net does not fit the plans or the patch, or the folder holds a trained run of another
-            net or other data.
-    """
-    dataset = workspace.dataset
-    run = _write_run(config, workspace.plans, len(dataset.channel_names), dataset.labels)
-    _write_json(run.folder / "splits_final.json", workspace.splits)
-    return run
-
-
-def import_weights(
-    weights: Mapping[str, np.ndarray], config: ExperimentConfig, plans: Plans, description: Description
-) -> Run:
-    """Makes a run folder, ready to predict, of a network that the authors' code trained.
-
-    Args:
-        weights: the network's state_dict under the authors' names.
-        config: its output, net and data.configuration, patch size and fold describe the run.
-        plans: that the network was trained with.
-        description: of the training data.
-
-    Raises:
-        ValueError: the weights are not those of the net that config and plans describe; see
-            `load_official_weights`; or the folder holds a trained run of another net or other data.
-        FileExistsError: the run folder has a trained fold of this number already.
-    """
-    configuration = _overridden(config.data, plans).configurations[config.data.configuration]
-    net_config = resolve_net(config.net, configuration, len(description.channel_names), description.labels)
-    net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
-    load_official_weights(net, weights)
-    run = _write_run(config, plans, len(description.channel_names), description.labels)
-    save_params(run.fold_folder(config.data.fold) / "checkpoints", nnx.state(net, nnx.Param))
-    return run
-
-
-def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: dict[str, int]) -> Run:
-    plans = _overridden(config.data, plans)
-    configuration = plans.configurations[config.data.configuration]
-    net = resolve_net(config.net, configuration, channels, labels)
-    for axis, size, stride in zip("XYZ", configuration.patch_size, net.total_stride, strict=True):
-        wanted = f"divisible by the net's {stride} along {axis}"
-        check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
-    folder = Path(config.output)
-    _check_same_run(folder, net, plans, labels)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(to_json(config))
-    (folder / "net.json").write_text(to_json(net))
-    save_plans(plans, folder / "nnUNetPlans.json")
-    _write_json(folder / "labels.json", labels)
-    _write_json(folder / "versions.json", _versions())
-    return open_run(folder)
-
-
-def _check_same_run(folder: Path, net: NetConfig, plans: Plans, labels: dict[str, int]) -> None:
-    """Refuses to describe a folder anew whose checkpoints were made under another description."""
-    if not any(folder.glob("fold_*/checkpoints")):
-        return
-    run = open_run(folder)
-    there, here = (
-        {"net": dataclasses.asdict(net), "plans": dataclasses.asdict(plans), "labels": labels}
-        for net, plans, labels in ((run.net, run.plans, run.labels), (net, plans, labels))
-    )
-    different = "; ".join(_differences(there, here))
-    wish = "of the same net and data as now (or choose another output)"
-    check_that(not different, f"the trained run {folder}", wish, different)
-
-
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """Where two nested dictionaries differ, each place in a phrase."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
-    elif there != here:
-        yield f"{name} {there} there, {here} here"
-
-
-def _overridden(data: DataConfig, plans: Plans) -> Plans:
-    """The plans with the config's patch and batch size."""
-    check_choice("data.configuration", data.configuration, plans.configurations)
-    configuration = plans.configurations[data.configuration]
-    configuration = dataclasses.replace(
-        configuration,
-        patch_size=tuple(data.patch_size or configuration.patch_size),
-        batch_size=data.batch_size or configuration.batch_size,
-    )
-    return dataclasses.replace(
-        plans, configurations=plans.configurations | {data.configuration: configuration}
-    )
-
-
-def open_run(folder: str | Path) -> Run:
-    """The run folder that an earlier call described.
-
-    Raises:
-        FileNotFoundError: it is not one.
-    """
-    folder = Path(folder)
-    if not (folder / "net.json").is_file():
-        raise FileNotFoundError(f"{folder}: not a run folder (it has no net.json); train.py makes one")
-    return Run(
-        folder,
-        read_json(ExperimentConfig, folder / "config.json"),
-        read_json(NetConfig, folder / "net.json"),
-        load_plans(folder / "nnUNetPlans.json"),
-        json.loads((folder / "labels.json").read_text()),
-    )
-
-
-def resolve_net(
-    options: NetOptions, plan: Configuration, in_channels: int, labels: Mapping[str, int]
-) -> NetConfig:
-    """The net of an experiment: its own fields, and the plans' for those left None.
-
-    Fewer features than the plans have stages make a shallower net of their first stages. The label `ignore`
-    is no class.
-    """
-    stages = len(options.features or plan.features)
-    check_that(
-        stages <= len(plan.features),
-        "net.features",
-        f"at most the plans' {len(plan.features)} stages",
-        stages,
-    )
-    return NetConfig(
-        name=options.name,
-        in_channels=in_channels,
-        num_classes=len(labels.keys() - {IGNORE}),
-        features=options.features or plan.features,
-        kernel_sizes=plan.kernel_sizes[:stages],
-        strides=plan.strides[:stages],
-        blocks_per_stage=options.blocks_per_stage or plan.blocks_per_stage[:stages],
-        decoder_blocks_per_stage=options.decoder_blocks_per_stage
-        or plan.decoder_blocks_per_stage[: stages - 1],
-        deep_supervision=options.deep_supervision,
-        dtype=options.dtype,
-        remat=options.remat,
-        scan_implementation=options.scan_implementation,
-    )
 
 
 def train(run: Run, workspace: Workspace) -> None:
@@ -267,9 +84,9 @@ def train(run: Run, workspace: Workspace) -> None:
         )
 
     identity = {
-        "net": json.loads(to_json(run.net)),
+        "net": run.net.architecture(),
         "labels": run.labels,
-        "patch_size": list(run.configuration.patch_size),
+        "patch_size": run.configuration.patch_size,
         "batch_size": run.configuration.batch_size,
         "training cases": sorted(split["train"]),
     }
@@ -342,7 +159,9 @@ def validate(run: Run, workspace: Workspace) -> Evaluation:
     pairs = [Pair(case.name, _prediction_file(folder / "validation", case), case.label) for case in cases]
     scores = evaluate_pairs(pairs, folder / "scores", protocol=protocol)
     class_names = {label: name for name, label in run.labels.items()}
-    overlays = [_overlay(case, folder / "validation") for case in cases[:OVERLAY_CASES]]
+    overlays = [
+        _overlay(case, folder / "validation", protocol.ignore_label) for case in cases[:OVERLAY_CASES]
+    ]
     overlay_figure(overlays, folder / "overlays.png", class_names=class_names)
     for structure, statistics in scores.structures.items():
         dice, distance = statistics["dice"], statistics["hd95_mm"]
@@ -355,19 +174,15 @@ def _prediction_file(folder: Path, case: Case) -> Path:
     return folder / f"{case.name}.nii.gz"
 
 
-def _overlay(case: Case, predictions: Path) -> OverlayCase:
+def _overlay(case: Case, predictions: Path, ignore_label: int | None) -> OverlayCase:
     image = read_volume(case.images)
     truth, _ = read_label(case.label)
     prediction, _ = read_label(_prediction_file(predictions, case))
-    return OverlayCase(case.name, image.array[0], truth, prediction, spacing=image.spacing)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jaxmamba3d", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-    return versions | {"python": platform.python_version(), "devices": f"{jax.device_count()} x {devices}"}
+    return OverlayCase(
+        case.name,
+        image.array[0],
+        truth,
+        prediction,
+        spacing=image.spacing,
+        ignore_label=ignore_label,
+    )

@@ -11,6 +11,7 @@ from real_data import ROOT
 from small_datasets import write_decathlon
 
 from jaxmamba3d import cli
+from jaxmamba3d.nets import read_weights
 
 CONFIG = """
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, OptimConfig, TrainConfig
@@ -101,6 +102,8 @@ def test_a_config_without_get_config(command, tmp_path):
         (("--net.name", "unet"), "net.name must be one of segmamba"),
         (("--train.epoch", "3"), "--train.epochs"),
         (("--optim.schedule", "poly"), "one_cycle"),
+        (("--train.mirror-axes", "0", "0"), "train.mirror_axes must be different axes out of 0, 1, 2"),
+        (("--net.scan-implementation", "fast"), "net.scan_implementation must be one of None, reference"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(command, tmp_path, arguments, message):
@@ -117,7 +120,7 @@ def test_settings_that_cannot_be_are_refused(command, tmp_path, arguments, messa
 def test_damaged_weight_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} must be a"):
-        cli.read_weights(tmp_path / name)
+        read_weights(tmp_path / name)
 
 
 def test_weight_files_of_another_kind(tmp_path):
@@ -125,7 +128,7 @@ def test_weight_files_of_another_kind(tmp_path):
     with pytest.raises(
         ValueError, match=r"the ending of .*w\.ckpt must be one of \.pth, \.safetensors, \.npz"
     ):
-        cli.read_weights(tmp_path / "w.ckpt")
+        read_weights(tmp_path / "w.ckpt")
 
 
 def test_train_py_lists_every_field():

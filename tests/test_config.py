@@ -62,7 +62,7 @@ def test_impossible_nets_are_named(change, message):
     ("make", "message"),
     [
         (lambda: TrainConfig(epochs=0), "train.epochs must be greater than 0, got 0"),
-        (lambda: TrainConfig(mirror_axes=(3,)), "train.mirror_axes must be axes out of 0, 1, 2"),
+        (lambda: TrainConfig(mirror_axes=(3,)), "train.mirror_axes must be different axes out of 0, 1, 2"),
         (lambda: DataConfig(foreground_fraction=1.5), "data.foreground_fraction must be a share"),
         (lambda: OptimConfig(schedule="poly"), "optim.schedule must be one of cosine, one_cycle, constant"),
         (lambda: PredictConfig(tile_step=0), r"predict.tile_step must be a share in \(0, 1\], got 0"),
@@ -83,5 +83,5 @@ def test_files_of_another_kind_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"net\.json: NetConfig must be only the fields .* also \['depth'\]"):
         read_json(NetConfig, path)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"net\.json: "):
+    with pytest.raises(ValueError, match=r"net\.json must hold a NetConfig as JSON"):
         read_json(NetConfig, path)

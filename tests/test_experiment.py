@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti, write_nnunet
 
 from jaxmamba3d import experiment
-from jaxmamba3d.cli import read_weights
 from jaxmamba3d.config import (
     DataConfig,
     ExperimentConfig,
@@ -24,7 +23,8 @@ from jaxmamba3d.config import (
 )
 from jaxmamba3d.data import Case, find_images, plan_workspace, read_description
 from jaxmamba3d.data.pipeline import training_batches
-from jaxmamba3d.nets import build_net, to_official_weights
+from jaxmamba3d.nets import build_net, read_weights, to_official_weights
+from jaxmamba3d.run import import_weights, open_run, resolve_net, start_run
 from jaxmamba3d.training import restore_params
 
 EPOCHS = 3
@@ -51,7 +51,7 @@ def finished(dataset, tmp_path_factory):
     """A run from the dataset to its scores."""
     config = small_config(dataset, tmp_path_factory.mktemp("run") / "small")
     scores = experiment.run_experiment(config)
-    return experiment.open_run(config.output), scores
+    return open_run(config.output), scores
 
 
 def params_of(run, which="latest"):
@@ -159,9 +159,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             experiment.run_experiment(config)
     resumed = experiment.run_experiment(config)
     assert resumed.mean == scores.mean
-    resumed_run = experiment.open_run(config.output)
-    for one, other in zip(params_of(run), params_of(resumed_run), strict=True):
-        np.testing.assert_array_equal(one, other)
+    resumed_run = open_run(config.output)
+    for which in ("latest", "best"):
+        for one, other in zip(params_of(run, which), params_of(resumed_run, which), strict=True):
+            np.testing.assert_array_equal(one, other)
     numbers = [
         [row.split(",")[2:] for row in (r.fold_folder(0) / "metrics.csv").read_text().splitlines()]
         for r in (run, resumed_run)
@@ -176,7 +177,7 @@ def test_a_trained_run_is_not_described_anew(finished, tmp_path):
     config = dataclasses.replace(run.config, output=str(tmp_path / "run"), net=other)
     with pytest.raises(ValueError, match=r"the trained run .* got net\.name resunet there, segmamba here$"):
         experiment.run_experiment(config)
-    assert experiment.open_run(tmp_path / "run").net == run.net
+    assert open_run(tmp_path / "run").net == run.net
 
 
 def test_a_checkpoint_of_other_cases_is_refused(finished, tmp_path):
@@ -225,7 +226,7 @@ def test_patches_that_the_net_cannot_halve_are_named_before_training(dataset, tm
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, patch_size=(8, 9, 8)))
     workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
     with pytest.raises(ValueError, match=r"data.patch_size must be divisible by the net's \d along Y"):
-        experiment.start_run(config, workspace)
+        start_run(config, workspace)
 
 
 def test_more_stages_than_the_plans_have_are_named(dataset, tmp_path):
@@ -233,16 +234,57 @@ def test_more_stages_than_the_plans_have_are_named(dataset, tmp_path):
     config = dataclasses.replace(config, net=NetOptions(features=(4,) * 9))
     workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
     with pytest.raises(ValueError, match=r"net.features must be at most the plans' \d stages, got 9"):
-        experiment.start_run(config, workspace)
+        start_run(config, workspace)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(dataset, tmp_path):
+    """The rate jumps after the first epoch; with another one the run then goes on from there."""
     config = small_config(dataset, tmp_path / "run", epochs=2)
-    optim = dataclasses.replace(config.optim, learning_rate=1e30)
-    with pytest.raises(
-        FloatingPointError, match=r"the loss is not finite since step .* lower optim.learning_rate"
-    ):
-        experiment.run_experiment(dataclasses.replace(config, optim=optim))
+    one = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
+    experiment.run_experiment(one)
+    wild = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1e30))
+    wish = r"the (training|validation) loss is not finite at step \d of epoch 2; .* lower optim.learning_rate"
+    with pytest.raises(FloatingPointError, match=wish):
+        experiment.run_experiment(wild)
+    before = params_of(open_run(config.output))
+    assert all(np.isfinite(leaf).all() for leaf in before)
+    bfloat16 = dataclasses.replace(config, net=dataclasses.replace(config.net, dtype="bfloat16"))
+    experiment.run_experiment(bfloat16)
+    after = params_of(open_run(config.output))
+    assert all(np.isfinite(leaf).all() for leaf in after)
+    assert any((one != other).any() for one, other in zip(before, after, strict=True))
+
+
+def test_parameters_spoilt_by_the_last_step_of_an_epoch_are_no_checkpoint(dataset, tmp_path):
+    config = small_config(dataset, tmp_path / "run", epochs=1, steps_per_epoch=1)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1e38))
+    with pytest.raises(FloatingPointError, match="the validation loss is not finite at step 1 of epoch 1"):
+        experiment.run_experiment(config)
+    assert open_run(config.output).trained_folds() == ()
+
+
+def test_a_run_without_a_checkpoint_may_be_described_anew(dataset, tmp_path):
+    config = small_config(dataset, tmp_path / "run")
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    run = start_run(config, workspace)
+    (run.fold_folder(0) / "checkpoints" / "latest").mkdir(parents=True)
+    other = dataclasses.replace(config, net=dataclasses.replace(config.net, name="segmamba"))
+    assert start_run(other, workspace).net.name == "segmamba"
+
+
+def test_a_shallower_net_keeps_the_decoder_of_its_stages(dataset, tmp_path):
+    plan = plan_workspace(dataset, tmp_path / "work", processes=1).plans.configurations["3d_fullres"]
+    plan = dataclasses.replace(
+        plan,
+        features=(4, 8, 16),
+        blocks_per_stage=(1, 2, 3),
+        decoder_blocks_per_stage=(5, 4),
+        kernel_sizes=((3, 3, 3),) * 3,
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+    )
+    net = resolve_net(NetOptions(features=(4, 8)), plan, 1, {"background": 0, "a": 1})
+    assert net.blocks_per_stage == (1, 2)
+    assert net.decoder_blocks_per_stage == (4,)  # of the highest resolution, which nnU-Net lists last
 
 
 def test_no_dataset_is_said_at_once(tmp_path):
@@ -259,7 +301,7 @@ def test_voxels_to_ignore_are_no_class(tmp_path):
     (folder / "dataset.json").write_text(json.dumps(content))
     config = small_config(folder, tmp_path / "run", epochs=1)
     scores = experiment.run_experiment(config)
-    run = experiment.open_run(config.output)
+    run = open_run(config.output)
     assert run.net.num_classes == 2
     assert set(scores.structures) == {"left"}
     header = (run.fold_folder(0) / "metrics.csv").read_text().splitlines()[0]
@@ -281,7 +323,7 @@ class TestImportedWeights:
 
     def test_they_predict_the_same(self, imported, dataset, tmp_path):
         run, weights, config, description = imported
-        made = experiment.import_weights(weights, config, run.plans, description)
+        made = import_weights(weights, config, run.plans, description)
         assert made.trained_folds() == (0,)
         for one, other in zip(params_of(run), params_of(made), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -296,22 +338,22 @@ class TestImportedWeights:
 
     def test_they_are_no_training_to_go_on_with(self, imported, dataset, tmp_path):
         run, weights, config, description = imported
-        experiment.import_weights(weights, config, run.plans, description)
+        import_weights(weights, config, run.plans, description)
         shutil.copytree(run.folder / "work", tmp_path / "imported" / "work")
         with pytest.raises(ValueError, match=r"latest/0 must be of a training to go on with, got imported"):
             experiment.run_experiment(config)
 
     def test_a_fold_is_not_overwritten(self, imported):
         run, weights, config, description = imported
-        experiment.import_weights(weights, config, run.plans, description)
+        import_weights(weights, config, run.plans, description)
         with pytest.raises(FileExistsError, match="has checkpoints already"):
-            experiment.import_weights(weights, config, run.plans, description)
+            import_weights(weights, config, run.plans, description)
 
     def test_weights_of_another_net_leave_nothing_behind(self, imported, tmp_path):
         run, weights, config, description = imported
         weights.pop("encoder.stem.convs.0.conv.bias")
         with pytest.raises(ValueError, match=r"none for \['encoder.stem.convs.0.conv.bias'\]"):
-            experiment.import_weights(weights, config, run.plans, description)
+            import_weights(weights, config, run.plans, description)
         assert not (tmp_path / "imported").exists()
 
     def test_save_file_of_them_is_read(self, imported, tmp_path):

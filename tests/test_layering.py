@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxmamba3d"
 LAYERS = {
     "config": 0,
     "checks": 0,
+    "files": 0,
+    "machine": 0,
     "ops": 1,
     "augment": 1,
     "losses": 1,
@@ -20,13 +22,13 @@ LAYERS = {
     "nets": 3,
     "training": 4,
     "inference": 4,
-    "bench": 5,
-    "experiment": 5,
-    "cli": 6,
+    "run": 5,
+    "experiment": 6,
+    "cli": 7,
 }
-HOST_ONLY = {"config", "checks", "data", "evaluation"}
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
-STANDARD_LIBRARY_ONLY = {"config", "checks"}
+STANDARD_LIBRARY_ONLY = {"config", "checks", "files", "machine"}
+HOST_ONLY = STANDARD_LIBRARY_ONLY | {"data", "evaluation"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE) != Path("__init__.py"))
 

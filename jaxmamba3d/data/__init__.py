@@ -1,4 +1,4 @@
-"""Datasets: reading, checks, plans, preprocessing and its inverse; NumPy alone.
+"""Datasets: reading, checks, plans, preprocessing and its inverse; without jax.
 
 The input pipeline is in `jaxmamba3d.data.pipeline` and is not imported here, because Grain imports jax, which
 worker processes must not.

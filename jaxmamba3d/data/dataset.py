@@ -1,6 +1,5 @@
 """Dataset folders in the layouts of the Medical Segmentation Decathlon and of nnU-Net's raw data."""
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxmamba3d.checks import check_that
+from jaxmamba3d.files import load_json
 
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".nii.gz", ".nii")
+IGNORE = "ignore"
+"""nnU-Net's name of the label whose voxels count nowhere."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,7 @@ def read_description(path: str | Path) -> Description:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; a dataset of the Decathlon or of nnU-Net has one")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be JSON, got text that is not: {error}") from error
+    content = load_json(path, "a dataset's description")
     check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
     channel_names = _channel_names(path, content.get("channel_names", content.get("modality")))
     check_that(isinstance(content.get("labels"), dict), str(path), "of the Decathlon or nnU-Net", "no labels")
@@ -154,6 +153,9 @@ def _labels(path: Path, entries: dict[str, Any]) -> dict[str, int]:
     except (TypeError, ValueError) as error:
         wish = "one value a label (regions of several are not supported yet)"
         raise ValueError(f"{path}: labels must be {wish}, got {entries}") from error
+    ignored = labels.get(IGNORE)
+    highest = ignored in (None, max(labels.values()))
+    check_that(highest, f"{path}: labels", "such that `ignore` has the highest value, as in nnU-Net", labels)
     values = sorted(labels.values())
     check_that(values == list(range(len(values))), f"{path}: labels", "0, 1, 2, ... without gaps", values)
     return labels

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jaxmamba3d.data.cropping import crop_to_nonzero
 from jaxmamba3d.data.dataset import Case, Dataset
 from jaxmamba3d.data.nifti import read_label, read_volume
 from jaxmamba3d.data.parallel import map_cases
+from jaxmamba3d.files import load_json, write_json
 
 INTENSITY_SAMPLES = int(10e7)
 """Foreground voxels that the intensity statistics of a whole dataset are taken from."""
@@ -68,7 +68,7 @@ def compute_fingerprint(dataset: Dataset, *, processes: int | None = None) -> Fi
 
 def load_fingerprint(path: str | Path) -> Fingerprint:
     """Reads nnU-Net's dataset_fingerprint.json."""
-    content: dict[str, Any] = json.loads(Path(path).read_text())
+    content: dict[str, Any] = load_json(path, "a fingerprint")
     return Fingerprint(
         spacings=tuple(map(tuple, content["spacings"])),
         shapes_after_crop=tuple(map(tuple, content["shapes_after_crop"])),
@@ -79,7 +79,7 @@ def load_fingerprint(path: str | Path) -> Fingerprint:
 
 def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
     """Writes nnU-Net's dataset_fingerprint.json."""
-    Path(path).write_text(json.dumps(dataclasses.asdict(fingerprint), indent=2) + "\n")
+    write_json(path, dataclasses.asdict(fingerprint))
 
 
 def _case_facts(samples: int, case: Case):

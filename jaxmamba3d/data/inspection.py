@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxmamba3d.data.dataset import Case, Dataset
-from jaxmamba3d.data.nifti import AFFINE_TOLERANCE, affine_difference, read_label, read_volume
+from jaxmamba3d.data.nifti import misplacement, read_label, read_volume
 from jaxmamba3d.data.parallel import map_cases
 
 
@@ -64,7 +64,6 @@ def find_problems(channel_names: Sequence[str], labels: Mapping[str, int], case:
     if image is not None and label is not None:
         if label.shape != image.array.shape[1:]:
             problems.append(f"label shape {label.shape} differs from the image's {image.array.shape[1:]}")
-        difference = affine_difference(label_geometry, image.geometry)
-        if difference > AFFINE_TOLERANCE:
-            problems.append(f"the affines of label and image differ by {difference:.4g} mm")
+        if distance := misplacement(label_geometry, image.geometry):
+            problems.append(f"the affines of label and image place voxels up to {distance:.4g} mm apart")
     return problems

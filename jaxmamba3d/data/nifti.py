@@ -1,6 +1,7 @@
 """NIfTI files, read and written through nibabel; arrays are [Z, Y, X], the file's axes reversed."""
 
 import gzip
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from jaxmamba3d.checks import check_shape, check_that
+from jaxmamba3d.files import replacing
 
-AFFINE_TOLERANCE = 1e-3
-"""Millimetres by which the affines of files of a case may differ, as headers round differently."""
+POSITION_TOLERANCE = 0.1
+"""Voxels by which files of a case may place a voxel apart, as headers round differently."""
 
 Geometry = dict[str, Any]
 """JSON-able: affine, qform_code, sform_code, zooms, xyzt_units, shape [X, Y, Z] of the file."""
@@ -61,10 +63,9 @@ def read_volume(paths: str | Path | Sequence[str | Path]) -> Volume:
         geometry = geometry or found
         if found["shape"] != geometry["shape"]:
             raise ValueError(f"{path} must have {paths[0]}'s shape {geometry['shape']}, got {found['shape']}")
-        difference = affine_difference(found, geometry)
-        if difference > AFFINE_TOLERANCE:
+        if distance := misplacement(found, geometry):
             raise ValueError(
-                f"{path} must have {paths[0]}'s affine, got one that differs by {difference:.4g} mm"
+                f"{path} must have {paths[0]}'s affine, got one that differs by up to {distance:.4g} mm"
             )
         channels += [data] if data.ndim == 3 else list(np.moveaxis(data, -1, 0))
     array = np.stack([channel.transpose(2, 1, 0) for channel in channels])
@@ -90,9 +91,12 @@ def read_label(path: str | Path) -> tuple[np.ndarray, Geometry]:
     return np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry
 
 
-def affine_difference(one: Geometry, other: Geometry) -> float:
-    """The largest difference of two geometries' affines (mm), to be held against `AFFINE_TOLERANCE`."""
-    return float(np.abs(np.subtract(one["affine"], other["affine"])).max())
+def misplacement(found: Geometry, expected: Geometry) -> float:
+    """The farthest that two affines place a voxel of the expected shape apart (mm), 0 within tolerance."""
+    corners = np.array([[*c, 1] for c in itertools.product(*((0, n - 1) for n in expected["shape"]))])
+    shifts = np.linalg.norm(corners @ np.subtract(found["affine"], expected["affine"]).T, axis=1)
+    farthest = float(shifts.max())
+    return farthest if farthest > POSITION_TOLERANCE * min(expected["zooms"]) else 0.0
 
 
 def write_segmentation(path: str | Path, segmentation: np.ndarray, geometry: Geometry) -> None:
@@ -114,9 +118,8 @@ def write_segmentation(path: str | Path, segmentation: np.ndarray, geometry: Geo
         (image.set_sform, geometry["affine"] if geometry["sform_code"] else None, geometry["sform_code"]),
     ):
         form(None if affine is None else np.array(affine), int(code))
-    temporary = path.with_name(f".writing_{path.name}")
-    nibabel.save(image, temporary)
-    temporary.replace(path)
+    with replacing(path) as unfinished:
+        nibabel.save(image, unfinished)
 
 
 def _read(path: Path) -> tuple[np.ndarray, Geometry]:

@@ -4,13 +4,14 @@ import concurrent.futures
 import concurrent.futures.process
 import contextlib
 import multiprocessing
-import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from jaxmamba3d.machine import core_count
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,11 +29,11 @@ def map_cases(
         description: of the progress bar.
 
     Raises:
-        RuntimeError: a worker process was killed.
+        ChildProcessError: a worker process was killed.
         Exception: what the function raised; items not begun then are given up.
     """
     bar = tqdm(total=len(items), desc=description, unit="case")
-    workers = min(processes or os.cpu_count() or 1, len(items))
+    workers = min(processes or core_count(), len(items))
     with bar:
         if workers <= 1:
             return [_counted(bar, function(item)) for item in items]
@@ -47,7 +48,7 @@ def map_cases(
             return [job.result() for job in jobs]
         except concurrent.futures.process.BrokenProcessPool as error:
             wish = f"start again with fewer than {workers} processes"
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"{description}: a worker process died, probably for lack of memory; {wish}"
             ) from error
         finally:

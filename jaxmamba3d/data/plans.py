@@ -1,12 +1,12 @@
 """Plans: nnU-Net's decisions about a dataset, in nnU-Net's own file."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxmamba3d.checks import check_that
+from jaxmamba3d.files import load_json, write_json
 
 Triple = tuple[int, int, int]
 RESAMPLING = {"order": 3, "order_z": 0, "force_separate_z": None}
@@ -72,11 +72,8 @@ def load_plans(path: str | Path) -> Plans:
         FileNotFoundError: no such file.
         ValueError: the file is no plans file; what is missing is named.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such plans file")
+    content = load_json(path, "nnU-Net's plans")
     try:
-        content = json.loads(path.read_text())
         check_that(isinstance(content, dict), "the file", "an object", type(content).__name__)
         resolved = {name: _inherit(content["configurations"], name) for name in content["configurations"]}
         return Plans(
@@ -92,10 +89,6 @@ def load_plans(path: str | Path) -> Plans:
             },
             intensity_properties=content["foreground_intensity_properties_per_channel"],
         )
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} must be nnU-Net's plans as JSON, got text that is not JSON: {error}"
-        ) from error
     except KeyError as error:
         raise ValueError(f"{path} must be nnU-Net's plans, got a file without {error}") from error
     except (TypeError, ValueError) as error:
@@ -120,10 +113,7 @@ def save_plans(plans: Plans, path: str | Path) -> None:
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": plans.intensity_properties,
     }
-    path = Path(path)
-    temporary = path.with_name(f".writing_{path.name}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, content)
 
 
 def _inherit(configurations: dict[str, Any], name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:

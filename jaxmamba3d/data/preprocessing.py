@@ -13,7 +13,7 @@ import numpy as np
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.case_files import write_case
 from jaxmamba3d.data.cropping import crop_to_nonzero
-from jaxmamba3d.data.dataset import Case, Dataset
+from jaxmamba3d.data.dataset import IGNORE, Case, Dataset
 from jaxmamba3d.data.nifti import read_label, read_volume
 from jaxmamba3d.data.normalization import normalize
 from jaxmamba3d.data.parallel import map_cases
@@ -26,6 +26,7 @@ from jaxmamba3d.data.resampling import (
     resampled_shape,
     separate_axis,
 )
+from jaxmamba3d.files import load_json, write_json
 
 CONFIGURATION = "configuration.json"
 
@@ -141,13 +142,13 @@ def preprocess_dataset(
     Raises:
         ValueError: the folder holds cases made with other settings (the first difference is named), or
             cases are bad (all are named; the good ones are kept).
-        RuntimeError: a worker process was killed.
+        ChildProcessError: a worker process was killed.
     """
     check_choice("configuration", configuration, plans.configurations)
     output = Path(output_folder)
     output.mkdir(parents=True, exist_ok=True)
     _check_or_write_settings(output / CONFIGURATION, _settings(dataset, plans, configuration))
-    ignored = dataset.labels.get("ignore")
+    ignored = dataset.labels.get(IGNORE)
     classes = sorted(set(dataset.labels.values()) - {0, ignored})
     todo = [case for case in dataset.cases if not (output / case.name).is_dir()]
     logger.info("%d of %d cases are preprocessed already", len(dataset.cases) - len(todo), len(dataset.cases))
@@ -197,11 +198,9 @@ def _settings(dataset: Dataset, plans: Plans, configuration: str) -> dict[str, A
 
 def _check_or_write_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = load_json(path, "the settings of preprocessed cases")
         for key, wanted in settings.items():
             same = found.get(key) == wanted
             check_that(same, f"{key} of {path}", f"{wanted} (or remove the folder)", found.get(key))
         return
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    partial.rename(path)
+    write_json(path, settings)

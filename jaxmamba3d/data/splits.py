@@ -1,12 +1,12 @@
 """Cross-validation splits."""
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxmamba3d.checks import check_that
+from jaxmamba3d.files import load_json
 
 Split = dict[str, list[str]]
 """Case names `train` and `val` of one fold."""
@@ -43,13 +43,10 @@ def load_splits(path: str | Path, case_names: Collection[str]) -> list[Split]:
         FileNotFoundError: no such file.
         ValueError: the file is no list of splits, names unknown cases, or trains on validation cases.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such splits file")
+    splits: Sequence[Split] = load_json(path, "a list of splits")
     try:
-        splits: Sequence[Split] = json.loads(path.read_text())
         named = [(set(split["train"]), set(split["val"])) for split in splits]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         wish = 'a list of {"train": [case names], "val": [case names]}'
         raise ValueError(f"{path} must be {wish}, got another file ({error})") from error
     check_that(bool(named), str(path), "a list of at least one fold", "none")

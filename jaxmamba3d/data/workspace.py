@@ -1,6 +1,5 @@
 """The work folder: what planning and preprocessing leave for training."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, save_plans
 from jaxmamba3d.data.preprocessing import preprocess_dataset
 from jaxmamba3d.data.splits import load_splits, make_splits
+from jaxmamba3d.files import load_json, write_json
 
 PLANS, SPLITS, SOURCE = "nnUNetPlans.json", "splits_final.json", "source.json"
 
@@ -32,6 +32,11 @@ class Workspace:
     dataset: Dataset
     plans: Plans
     splits: Sequence[dict[str, list[str]]]
+
+    @property
+    def case_names(self) -> list[str]:
+        """Sorted."""
+        return [case.name for case in self.dataset.cases]
 
     def cases_folder(self, configuration: str) -> Path:
         """Where the preprocessed cases of a configuration lie."""
@@ -78,18 +83,19 @@ def plan_workspace(
         processes: worker processes; None: one for each core.
 
     Raises:
-        ValueError: the dataset has bad cases (all are named), or the folder belongs to another dataset.
+        ValueError: the dataset has bad cases (all are named), or the folder was planned for another dataset,
+            memory, plans or splits.
     """
     folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
     if (folder / SOURCE).is_file():
+        _check_source(folder, {"dataset": str(dataset_folder), "memory_gb": memory_gb})
         workspace = open_workspace(folder)
-        there = workspace.dataset.folder
-        check_that(
-            there == dataset_folder, f"work folder {folder}", f"of {dataset_folder}", f"plans of {there}"
-        )
         if plans_file is not None:
             same = load_plans(plans_file) == workspace.plans
             check_that(same, f"work folder {folder}", f"planned by {plans_file}", "other plans")
+        if splits_file is not None:
+            same = load_splits(splits_file, workspace.case_names) == workspace.splits
+            check_that(same, f"work folder {folder}", f"split by {splits_file}", "other splits")
         return workspace
     dataset = read_dataset(dataset_folder)
     check_dataset(dataset, processes=processes)
@@ -107,9 +113,9 @@ def plan_workspace(
     splits = make_splits(names) if splits_file is None else load_splits(splits_file, names)
     folder.mkdir(parents=True, exist_ok=True)
     save_plans(plans, folder / PLANS)
-    _write_json(folder / SPLITS, splits)
+    write_json(folder / SPLITS, splits)
     # Last, because its presence says that the rest is complete.
-    _write_json(folder / SOURCE, {"dataset": str(dataset_folder)})
+    write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb})
     return Workspace(folder, dataset, plans, splits)
 
 
@@ -122,10 +128,15 @@ def open_workspace(folder: str | Path) -> Workspace:
     folder = Path(folder)
     if not (folder / SOURCE).is_file():
         raise FileNotFoundError(f"{folder}: not a work folder; make one with `jaxmamba3d plan`")
-    dataset = read_dataset(json.loads((folder / SOURCE).read_text())["dataset"])
+    dataset = read_dataset(load_json(folder / SOURCE, "a dataset's path")["dataset"])
     names = [case.name for case in dataset.cases]
     return Workspace(folder, dataset, load_plans(folder / PLANS), load_splits(folder / SPLITS, names))
 
 
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def _check_source(folder: Path, wanted: dict[str, object]) -> None:
+    """Before the dataset is opened, which may have been moved."""
+    found = load_json(folder / SOURCE, "a dataset's path")
+    for key, value in wanted.items():
+        same = found.get(key) == value
+        wish = f"planned for {key} {value} (or choose another folder)"
+        check_that(same, f"work folder {folder}", wish, f"{key} {found.get(key)}")

@@ -15,6 +15,7 @@ from matplotlib.patheffects import withStroke
 
 from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.evaluation.metrics import dice
+from jaxmamba3d.files import replacing
 
 # Bright on grey, neighbours far apart in hue; label values beyond the list start over.
 COLOURS = (
@@ -39,6 +40,7 @@ class OverlayCase:
         prediction: labels [X, Y, Z], int.
         spacing: voxel size of each axis in mm.
         channel: the channel of the image to show.
+        ignore_label: voxels of this label in the truth are shown and scored as background.
     """
 
     name: str
@@ -47,6 +49,7 @@ class OverlayCase:
     prediction: np.ndarray
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channel: int = 0
+    ignore_label: int | None = None
 
     def __post_init__(self):
         check_that(self.image.ndim in (3, 4), "image", "[X, Y, Z] or [X, Y, Z, C]", self.image.shape)
@@ -111,10 +114,8 @@ def overlay_figure(
         fontsize=9,
         borderaxespad=0.3,
     )
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    FigureCanvasAgg(figure).print_png(unfinished)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        FigureCanvasAgg(figure).print_png(unfinished)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,14 +132,14 @@ class _Row:
 
     @classmethod
     def of(cls, case: OverlayCase, axis: int) -> "_Row":
-        labels = tuple(int(n) for n in np.union1d(np.unique(case.truth), np.unique(case.prediction)) if n > 0)
-        scores = [dice(case.prediction == label, case.truth == label) for label in labels]
+        counted = case.truth != case.ignore_label
+        truth, prediction = case.truth * counted, case.prediction * counted
+        labels = tuple(int(n) for n in np.union1d(np.unique(truth), np.unique(prediction)) if n > 0)
+        scores = [dice(prediction == label, truth == label) for label in labels]
         score = f"mean Dice {np.mean(scores):.3f}" if scores else "no foreground"
-        index = _fullest_slice(case.truth, case.prediction, axis)
+        index = _fullest_slice(truth, prediction, axis)
         volume = case.image[..., case.channel] if case.image.ndim == 4 else case.image
-        image, truth, prediction = (
-            np.take(array, index, axis) for array in (volume, case.truth, case.prediction)
-        )
+        image, truth, prediction = (np.take(array, index, axis) for array in (volume, truth, prediction))
         row_mm, column_mm = (case.spacing[a] for a in range(3) if a != axis)
         proportion = image.shape[0] * row_mm / (image.shape[1] * column_mm)
         return cls(

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,8 @@ from jaxmamba3d.evaluation.segmentations import (
     raise_problems,
     read_segmentation,
 )
+from jaxmamba3d.files import write_text
+from jaxmamba3d.machine import core_count
 
 METRICS = ("dice", "hd95_mm", "hd95_voxels", "nsd")
 
@@ -95,9 +96,9 @@ def evaluate_folders(
             the message names them all, and nothing is written.
     """
     pairs = find_pairs(predictions_dir, labels_dir, cases)
-    check_pairs(pairs)
     if protocol == "default":
-        protocol = _default_protocol(Path(labels_dir), pairs)
+        check_pairs(pairs)
+        protocol = _default_protocol(Path(labels_dir), pairs, progress)
     elif isinstance(protocol, str):
         protocol = get_protocol(protocol)
     return evaluate_pairs(pairs, output_dir, protocol=protocol, threads=threads, progress=progress)
@@ -132,7 +133,7 @@ def evaluate_pairs(
         except ValueError as error:
             return f"{pair.case}: {error}"
 
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads or min(8, core_count())) as pool:
         results = pool.map(score_or_problem, pairs)
         outcomes = list(tqdm(results, total=len(pairs), desc="scoring", unit="case", disable=not progress))
     raise_problems([outcome for outcome in outcomes if isinstance(outcome, str)], len(pairs))
@@ -157,11 +158,12 @@ def summarize(scores: Iterable[Score], protocol: Protocol) -> Evaluation:
     return Evaluation(protocol, scores, structures, mean)
 
 
-def _default_protocol(labels_dir: Path, pairs: list[Pair]) -> Protocol:
+def _default_protocol(labels_dir: Path, pairs: list[Pair], progress: bool) -> Protocol:
     dataset_json = labels_dir.resolve().parent / "dataset.json"
     if dataset_json.is_file():
         return dataset_protocol(dataset_json)
-    found = sorted({label for pair in pairs for label in read_segmentation(pair.reference).boxes})
+    bar = tqdm(pairs, desc="labels", unit="case", disable=not progress)
+    found = sorted({label for pair in bar for label in read_segmentation(pair.reference).boxes})
     if not found:
         raise ValueError(f"{labels_dir}: no foreground in any label, and no {dataset_json}; name a protocol")
     return Protocol("default", {f"label {label}": (label,) for label in found})
@@ -184,9 +186,7 @@ def _write(evaluation: Evaluation, folder: Path) -> None:
         ("summary.json", _json(evaluation)),
         ("summary.md", _markdown(evaluation)),
     ):
-        unfinished = folder / f".{name}.unfinished"
-        unfinished.write_text(text)
-        unfinished.replace(folder / name)
+        write_text(folder / name, text)
 
 
 def _csv(evaluation: Evaluation) -> str:

@@ -65,7 +65,10 @@ def predict_cases(
     output.mkdir(parents=True, exist_ok=True)
     for case in tqdm(cases, desc="predict", unit="case"):
         prepared = preprocess_case(case.images, None, plans, configuration)
-        volumes = (predict_volume(predictor, fold, prepared.image, tile_step=tile_step) for fold in folds)
+        volumes = (
+            predict_volume(predictor, fold, prepared.image, tile_step=tile_step, progress=True)
+            for fold in folds
+        )
         logits = functools.reduce(operator.iadd, volumes)
         logits /= len(folds)
         segmentation = export_segmentation(logits, prepared.properties, plans, configuration)

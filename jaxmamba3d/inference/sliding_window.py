@@ -140,7 +140,7 @@ def predict_volume(
     weights = gaussian_weights(patch_size)
     weight_sum = np.zeros(padded.shape[:3], np.float32)
     logits = np.zeros((*padded.shape[:3], predictor.num_classes), np.float32)
-    with tqdm(total=len(windows), desc="windows", disable=not progress) as bar:
+    with tqdm(total=len(windows), desc="windows", leave=False, disable=not progress) as bar:
         for batch, weighted in _one_ahead(map(predict_batch, batches)):
             for window, values in zip(batch, np.asarray(weighted), strict=False):
                 logits[window] += values

@@ -5,6 +5,7 @@ from jaxmamba3d.nets.build import build_net
 from jaxmamba3d.nets.official_weights import load_official_weights, to_official_weights
 from jaxmamba3d.nets.torch_checkpoint import read_torch_checkpoint
 from jaxmamba3d.nets.unet3d import UNet3D
+from jaxmamba3d.nets.weight_files import read_weights
 
 __all__ = [
     "NetConfig",
@@ -12,5 +13,6 @@ __all__ = [
     "build_net",
     "load_official_weights",
     "read_torch_checkpoint",
+    "read_weights",
     "to_official_weights",
 ]

@@ -21,7 +21,9 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
         strides: voxels.
 
     Returns:
-        [B, X / stride, Y / stride, Z / stride, C_out] in x's dtype.
+        [B, X / stride, Y / stride, Z / stride, C_out] in x's dtype, sizes rounded up.
+
+    Source: `torch.nn.Conv3d` with padding (k - 1) // 2.
     """
     if kernel.shape[:3] == (1, 1, 1):
         return x[:, :: strides[0], :: strides[1], :: strides[2]] @ kernel[0, 0, 0]
@@ -55,6 +57,8 @@ def upsample3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Returns:
         [B, X KX, Y KY, Z KZ, C_out] in x's dtype.
+
+    Source: `torch.nn.ConvTranspose3d` with stride = kernel size.
     """
     blocks = jnp.einsum("bxyzi,uvwio->bxuyvzwo", x, kernel)
     batch, *sizes = x.shape[:4]

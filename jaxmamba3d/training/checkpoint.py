@@ -1,5 +1,6 @@
 """Checkpoints: parameters, optimizer, input position and what they belong to, written by Orbax."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, identity: dict[str, Any]):
-        self._identity = identity
+        self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
         self._managers = {
             name: ocp.CheckpointManager(
                 folder.absolute() / name,
@@ -42,7 +43,8 @@ class Checkpoints:
             is_best: whether this epoch has reached it.
         """
         meta = {"identity": self._identity, "epoch": epoch, "iterator": iterator, "best_score": best_score}
-        for name in ("latest", "best") if is_best else ("latest",):
+        # The latest comes last: a run killed in between does this epoch again, and with it its best.
+        for name in ("best", "latest") if is_best else ("latest",):
             self._managers[name].save(
                 epoch,
                 args=ocp.args.Composite(
@@ -83,18 +85,19 @@ class Checkpoints:
             manager.close()
 
 
+def has_checkpoint(folder: Path, which: str = "latest") -> bool:
+    """Whether a finished checkpoint lies in a folder of checkpoints; unfinished ones have other names."""
+    steps = folder / which
+    return steps.is_dir() and any(step.name.isdigit() for step in steps.iterdir())
+
+
 def save_params(folder: Path, params: Any) -> None:
     """Writes parameters that were trained elsewhere as the latest checkpoint, for `restore_params`.
 
     Args:
         folder: of checkpoints; must not hold any.
         params: the parameters of a net.
-
-    Raises:
-        FileExistsError: there are checkpoints already.
     """
-    if (folder / "latest").exists():
-        raise FileExistsError(f"{folder}: has checkpoints already; choose another output folder or fold")
     with ocp.CheckpointManager(folder.absolute() / "latest") as manager:
         manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(_named_leaves(params))))
 
@@ -111,12 +114,10 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
         FileNotFoundError: there is no such checkpoint.
     """
     steps = folder.absolute() / which
-    if not steps.is_dir():
-        raise FileNotFoundError(f"{steps}: no checkpoint here; train this fold first")
+    if not has_checkpoint(folder, which):
+        raise FileNotFoundError(f"{steps}: no finished checkpoint here; train this fold first")
     with ocp.CheckpointManager(steps) as manager:
         epoch = manager.latest_step()
-        if epoch is None:
-            raise FileNotFoundError(f"{steps}: no finished checkpoint here; train this fold first")
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(template, here)))
         return _unflatten(template, manager.restore(epoch, args=args)["params"])

@@ -1,12 +1,13 @@
-"""The device mesh: one program for one CPU, eight GPUs or a pod."""
+"""The device mesh, over which each batch is shared out."""
 
 import logging
-import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmamba3d.machine import core_count
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ def use_all_cores() -> None:
     Raises:
         RuntimeError: JAX has run something already.
     """
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    jax.config.update("jax_num_cpu_devices", core_count())
 
 
 def make_mesh(batch_size: int) -> Mesh:

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
+from jaxmamba3d.files import replacing, write_text
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -19,6 +21,7 @@ class EpochMetrics:
         epoch: counted from 0.
         seconds: its duration.
         learning_rate: of its last step.
+        gradient_norm: largest global norm of a step's gradient, before clipping.
         train_loss, validation_loss: means over the epoch's steps.
         pseudo_dice: of each foreground class, over the validation patches; NaN where a class is absent.
     """
@@ -26,6 +29,7 @@ class EpochMetrics:
     epoch: int
     seconds: float
     learning_rate: float
+    gradient_norm: float
     train_loss: float
     validation_loss: float
     pseudo_dice: tuple[float, ...]
@@ -65,6 +69,7 @@ class MetricsLog:
             "loss/train": metrics.train_loss,
             "loss/validation": metrics.validation_loss,
             "learning_rate": metrics.learning_rate,
+            "gradient_norm": metrics.gradient_norm,
             "seconds_an_epoch": metrics.seconds,
         }
         scalars |= {
@@ -85,15 +90,15 @@ class MetricsLog:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         dice_columns = [f"pseudo_dice {name}" for name in (*self._class_names, "mean")]
-        writer.writerow(["epoch", "seconds", "learning_rate", "train_loss", "validation_loss", *dice_columns])
+        numbers = ("seconds", "learning_rate", "gradient_norm", "train_loss", "validation_loss")
+        writer.writerow(["epoch", *numbers, *dice_columns])
         for row in self._rows:
-            numbers = (row.learning_rate, row.train_loss, row.validation_loss, *row.pseudo_dice)
+            losses = (row.train_loss, row.validation_loss)
+            numbers = (row.learning_rate, row.gradient_norm, *losses, *row.pseudo_dice)
             # Nine digits give float32 back as it was: a resumed run's table is an unbroken one's.
             exact = (f"{value:.9g}" for value in numbers)
             writer.writerow([row.epoch, f"{row.seconds:.3f}", *exact, f"{row.mean_pseudo_dice:.6g}"])
-        temporary = self._folder / ".metrics.csv"
-        temporary.write_text(text.getvalue())
-        temporary.replace(self._folder / "metrics.csv")
+        write_text(self._folder / "metrics.csv", text.getvalue())
 
     def _draw(self):
         figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
@@ -120,9 +125,8 @@ class MetricsLog:
             panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         losses.legend(frameon=False)
         dice.legend(frameon=False, ncols=1 + len(self._class_names) // 8)
-        temporary = self._folder / ".curves.png"
-        figure.savefig(temporary)
-        temporary.replace(self._folder / "curves.png")
+        with replacing(self._folder / "curves.png") as unfinished:
+            figure.savefig(unfinished)
 
 
 def _read(path: Path) -> list[EpochMetrics]:
@@ -132,4 +136,4 @@ def _read(path: Path) -> list[EpochMetrics]:
     with path.open(newline="") as file:
         rows = list(csv.reader(file))[1:]
     # The last column is the mean of the classes before it.
-    return [EpochMetrics(int(row[0]), *map(float, row[1:5]), tuple(map(float, row[5:-1]))) for row in rows]
+    return [EpochMetrics(int(row[0]), *map(float, row[1:6]), tuple(map(float, row[6:-1]))) for row in rows]

@@ -24,7 +24,12 @@ class TrainState(NamedTuple):
 
 
 def init_state(net: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+        net: freshly initialised; its parameters are the state's.
+        optimizer: see `make_optimizer`.
+    """
     params = nnx.state(net, nnx.Param)
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
@@ -41,6 +46,13 @@ def make_train_step(
     """One optimizer step on an augmented batch: (state, batch) -> (state, {loss, gradient_norm}).
 
     The batch may be sharded over devices; sums over it are then global. The old state's memory is reused.
+
+    Args:
+        net: [B, X, Y, Z, C] -> logits, or a tuple of them; its parameters are taken from the state.
+        optimizer: see `make_optimizer`.
+        batch_dice, ignore_label: see `segmentation_loss`.
+        mirror_axes: see `mirror`.
+        seed: of the augmentation, together with the state's step.
     """
     graphdef = nnx.graphdef(net)
 
@@ -63,7 +75,11 @@ def make_train_step(
 def make_validation_step(
     net: nnx.Module, *, batch_dice: bool, ignore_label: int | None = None
 ) -> Callable[[nnx.State, Batch], tuple[jax.Array, HardCounts]]:
-    """(params, batch) -> loss and the voxel counts behind the pseudo-Dice."""
+    """(params, batch) -> loss and the voxel counts behind the pseudo-Dice, on the batch as it is.
+
+    Args:
+        net, batch_dice, ignore_label: see `make_train_step`.
+    """
     graphdef = nnx.graphdef(net)
 
     @jax.jit

@@ -239,12 +239,12 @@ class TestChannels:
         affine = np.diag([0.7, 1.3, 2.5, 1.0])
         affine[1, 3] = 0.25
         first, second = save(tmp_path / "a.nii.gz"), save(tmp_path / "b.nii.gz", affine=affine)
-        with pytest.raises(ValueError, match=rf"{second} must have {first}'s affine, got .* by 0\.25 mm"):
+        with pytest.raises(ValueError, match=rf"{second} must have {first}.*, got .* up to 0\.25 mm"):
             read_volume([first, second])
 
     def test_rounding_of_the_position_is_none(self, tmp_path):
         affine = np.diag([0.7, 1.3, 2.5, 1.0])
-        affine[1, 3] = 0.0009
+        affine[1, 3] = 0.05
         assert (
             len(read_volume([save(tmp_path / "a.nii"), save(tmp_path / "b.nii", affine=affine)]).array) == 2
         )

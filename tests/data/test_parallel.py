@@ -47,7 +47,7 @@ def test_errors_reach_the_caller(processes):
 
 
 def test_a_killed_worker_is_explained():
-    with pytest.raises(RuntimeError, match=r"die: a worker process died.* fewer than 2 processes"):
+    with pytest.raises(ChildProcessError, match=r"die: a worker process died.* fewer than 2 processes"):
         map_cases(die, [1, 2, 3], processes=2, description="die")
 
 

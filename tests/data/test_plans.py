@@ -91,7 +91,7 @@ class TestBadFiles:
         return path
 
     def test_no_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"plans\.json: no such plans file"):
+        with pytest.raises(FileNotFoundError, match="json: no such file; it should hold nnU-Net's plans"):
             load_plans(tmp_path / "plans.json")
 
     @pytest.mark.parametrize(

@@ -67,8 +67,18 @@ def test_the_datasets_own_splits(dataset, tmp_path):
 def test_the_folder_of_another_dataset(dataset, tmp_path):
     plan_workspace(dataset, tmp_path / "work", processes=1)
     other = write_nnunet(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"work folder .* must be of .*other, got plans of .*data"):
+    with pytest.raises(ValueError, match=r"must be planned for dataset .*other .*, got dataset .*data"):
         plan_workspace(other, tmp_path / "work", processes=1)
+
+
+def test_other_wishes_than_the_folder_was_planned_with(dataset, tmp_path):
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    with pytest.raises(ValueError, match=r"planned for memory_gb 4.0 .*, got memory_gb 8.0"):
+        plan_workspace(dataset, tmp_path / "work", memory_gb=4.0, processes=1)
+    splits = [{"train": fold["val"], "val": fold["train"]} for fold in workspace.splits]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(ValueError, match=r"must be split by .*splits\.json, got other splits"):
+        plan_workspace(dataset, tmp_path / "work", splits_file=tmp_path / "splits.json", processes=1)
 
 
 def test_no_work_folder(tmp_path):

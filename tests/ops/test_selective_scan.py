@@ -10,6 +10,7 @@ from golden_data import golden_arrays
 from jax.sharding import NamedSharding, PartitionSpec
 from tolerances import assert_close, rounding
 
+from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
 from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan
 from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
 
@@ -195,6 +196,23 @@ def test_equals_mamba_ssm(implementation, recording):
             expected = ours(k, recorded[f"{prefix}/{k}"])
             difference = np.abs(np.asarray(gradients[k]) - expected).max()
             assert difference <= 1e-5 * np.abs(expected).max() + 2e-6 * largest, f"{prefix}/{k}: {difference}"
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32(implementation):
+    """A bfloat16 sum of so many equal terms would stop growing."""
+    length = 2**14
+    arguments = random_arguments(1, length, 2, 1) | {"u": jnp.ones((1, length, 2))}
+    del arguments["z"]
+
+    def total(D):
+        return jnp.sum(selective_scan(**(arguments | {"D": D}), implementation=implementation))
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.ones(2, jnp.bfloat16)), length)
+
+
+def test_the_config_knows_the_implementations():
+    assert set(SCAN_IMPLEMENTATIONS) == set(IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("implementation", TESTED)

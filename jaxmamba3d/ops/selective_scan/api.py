@@ -63,8 +63,9 @@ def selective_scan(
         y [B, L, D] in u's dtype, and with `return_last_state` the state [B, D, N] in float32.
 
     Numerics:
-        State and sums are float32 whatever the inputs are. Memory beyond inputs and outputs is the state
-        at chunk borders, [L / 256, B, D, N] float32, and the states of one chunk.
+        State and sums are float32 whatever the inputs are, sums over time in gradients included. Memory
+        beyond inputs and outputs is the state at chunk borders, [L / 256, B, D, N] float32, and the states of
+        one chunk; a length without a divisor from 128 to 256 is padded, which copies the sequences.
 
     Raises:
         ValueError: a shape or dtype does not fit, or the implementation is unknown.
@@ -75,6 +76,7 @@ def selective_scan(
     """
     arguments = ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0)
     _check(arguments)
+    arguments = arguments.with_float32_parameters()
     if implementation is None:
         implementation = _pick(target_backend())
     check_choice("implementation", implementation, IMPLEMENTATIONS)

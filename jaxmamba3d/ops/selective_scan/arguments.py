@@ -9,7 +9,8 @@ import jax.numpy as jnp
 class ScanArguments(NamedTuple):
     """The arrays of one call; None where an optional one is absent.
 
-    u, delta, z [B, L, D]; A [D, N]; B, C [B, L, N]; D, delta_bias [D]; h0 [B, D, N].
+    u, delta, z [B, L, D]; A [D, N]; B, C [B, L, N]; D, delta_bias [D]; h0 [B, D, N]. What implementations get
+    has A, D, delta_bias and h0 in float32.
     """
 
     u: jax.Array
@@ -22,17 +23,22 @@ class ScanArguments(NamedTuple):
     delta_bias: jax.Array | None
     h0: jax.Array | None
 
+    def with_float32_parameters(self) -> "ScanArguments":
+        """A, D, delta_bias and h0 in float32, so that their gradients are summed over time in float32 too."""
+        wide = {name: getattr(self, name) for name in ("A", "D", "delta_bias", "h0")}
+        return self._replace(**jax.tree.map(lambda x: x.astype(jnp.float32), wide))
+
 
 def step_size(delta: jax.Array, delta_bias: jax.Array | None, delta_softplus: bool) -> jax.Array:
     """The step delta in float32, [..., D]: bias added, then softplus, each where asked for."""
     delta = delta.astype(jnp.float32)
     if delta_bias is not None:
-        delta = delta + delta_bias.astype(jnp.float32)
+        delta = delta + delta_bias
     return jax.nn.softplus(delta) if delta_softplus else delta
 
 
 def skip_and_gate(y: jax.Array, u: jax.Array, D: jax.Array | None, z: jax.Array | None) -> jax.Array:
     """(y + D u) silu(z) in float32, [..., D]; each part where its array is given."""
     if D is not None:
-        y = y + D.astype(jnp.float32) * u.astype(jnp.float32)
+        y = y + D * u.astype(jnp.float32)
     return y if z is None else y * jax.nn.silu(z.astype(jnp.float32))

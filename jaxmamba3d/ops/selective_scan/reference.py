@@ -9,7 +9,6 @@ from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 def scan(arguments: ScanArguments, *, delta_softplus: bool, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """y [B, L, D] in u's dtype and the last state [B, D, N] in float32."""
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments
-    A = A.astype(jnp.float32)
     if h0 is None:
         h0 = jnp.zeros((u.shape[0], *A.shape), jnp.float32)
 
@@ -20,5 +19,5 @@ def scan(arguments: ScanArguments, *, delta_softplus: bool, reverse: bool) -> tu
 
     delta = step_size(delta, delta_bias, delta_softplus)
     tokens = tuple(jnp.moveaxis(x.astype(jnp.float32), 1, 0) for x in (u, delta, B, C))
-    last_state, y = jax.lax.scan(step, h0.astype(jnp.float32), tokens, reverse=reverse)
+    last_state, y = jax.lax.scan(step, h0, tokens, reverse=reverse)
     return skip_and_gate(jnp.moveaxis(y, 0, 1), u, D, z).astype(u.dtype), last_state

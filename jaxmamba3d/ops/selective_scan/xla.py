@@ -181,8 +181,8 @@ def _over_chunks(body, carry, options: _Options, tokens, extra=None, reverse=Fal
 def _forward(options: _Options, arguments: ScanArguments):
     """y [L, D], the last state [N, D], and the state before each chunk [chunks, N, D]."""
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments
-    A = A.astype(jnp.float32).T
-    h_in = jnp.zeros_like(A) if h0 is None else h0.astype(jnp.float32).T
+    A = A.T
+    h_in = jnp.zeros_like(A) if h0 is None else h0.T
 
     def body(h, index, tokens, _):
         u, delta, B, C, z = tokens
@@ -207,7 +207,7 @@ def _scan_forward(options, arguments):
 def _scan_backward(options: _Options, residuals, gradients):
     (u, delta, A, B, C, D, z, delta_bias, h0), borders = residuals
     g_out, g_last = gradients
-    A_rows = A.astype(jnp.float32).T
+    A_rows = A.T
     parameters = (D, delta_bias)
 
     def body(carry, index, tokens, h_in):
@@ -224,14 +224,14 @@ def _scan_backward(options: _Options, residuals, gradients):
         g_parameters = jax.tree.map(jnp.add, g_parameters, (g_D, g_bias))
         return (g_h, g_A + g_A_chunk, g_parameters), ((g_u + g_u_skip, g_delta, g_B, g_C, g_z), None)
 
-    carry = (g_last.astype(jnp.float32).T, jnp.zeros_like(A_rows), jax.tree.map(jnp.zeros_like, parameters))
+    carry = (g_last.T, jnp.zeros_like(A_rows), jax.tree.map(jnp.zeros_like, parameters))
     carry, g_tokens, _ = _over_chunks(
         body, carry, options, (u, delta, B, C, z, g_out), extra=borders, reverse=not options.reverse
     )
     g_h0, g_A, (g_D, g_bias) = carry
     g_u, g_delta, g_B, g_C, g_z = g_tokens
-    g_h0 = None if h0 is None else g_h0.T.astype(h0.dtype)
-    return (ScanArguments(g_u, g_delta, g_A.T.astype(A.dtype), g_B, g_C, g_D, g_z, g_bias, g_h0),)
+    g_h0 = None if h0 is None else g_h0.T
+    return (ScanArguments(g_u, g_delta, g_A.T, g_B, g_C, g_D, g_z, g_bias, g_h0),)
 
 
 _scan.defvjp(_scan_forward, _scan_backward)

@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all, and JSON whose errors name the file."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A hidden sibling to write to; it takes the path's place when the block ends well, else it is removed.
+
+    The sibling's name ends as the path's does, for writers that go by the ending.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".unfinished.{path.name}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replaces a file's content."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Replaces a file's content by JSON."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def load_json(path: str | Path, what: str) -> Any:
+    """The content of a JSON file; `what` says in errors what it should hold, such as "nnU-Net's plans".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it should hold {what}")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} must hold {what} as JSON, got text that is not JSON: {error}") from error

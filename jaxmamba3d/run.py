@@ -1,0 +1,225 @@
+"""A run folder: what a network was trained as, and where its folds lie."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxmamba3d.checks import check_choice, check_that
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
+from jaxmamba3d.data import Configuration, Description, Plans, Workspace, load_plans, save_plans
+from jaxmamba3d.data.dataset import IGNORE
+from jaxmamba3d.files import load_json, write_json, write_text
+from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
+from jaxmamba3d.training import has_checkpoint, save_params
+
+NET = "net.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: the config, the net and the plans that its folds share.
+
+    Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json and versions.json, and for
+    each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/ and scores.
+    """
+
+    folder: Path
+    config: ExperimentConfig
+    net: NetConfig
+    plans: Plans
+    labels: dict[str, int]
+
+    @property
+    def configuration(self) -> Configuration:
+        """The plans' configuration that this run trains."""
+        return self.plans.configurations[self.config.data.configuration]
+
+    @property
+    def foreground(self) -> dict[str, int]:
+        """The structures that are scored, by name."""
+        return {name: label for name, label in self.labels.items() if label and name != IGNORE}
+
+    def fold_folder(self, fold: int) -> Path:
+        """Results of one fold."""
+        return self.folder / f"fold_{fold}"
+
+    def trained_folds(self) -> tuple[int, ...]:
+        """The folds that have a finished checkpoint."""
+        return _trained_folds(self.folder)
+
+    def build_net(self) -> UNet3D:
+        """The net, freshly initialised from the config's seed."""
+        return build_net(self.net, rngs=nnx.Rngs(self.config.train.seed))
+
+    def abstract_net(self) -> UNet3D:
+        """The net with shapes in place of weights, made in no time."""
+        return nnx.eval_shape(self.build_net)
+
+
+def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
+    """Writes the run folder of an experiment; its plans hold the config's overrides.
+
+    Raises:
+        ValueError: the net does not fit the plans or the patch, or the folder holds a trained run of another
+            net or other data.
+    """
+    dataset = workspace.dataset
+    run = _write_run(config, workspace.plans, len(dataset.channel_names), dataset.labels)
+    write_json(run.folder / "splits_final.json", workspace.splits)
+    return run
+
+
+def import_weights(
+    weights: Mapping[str, np.ndarray], config: ExperimentConfig, plans: Plans, description: Description
+) -> Run:
+    """Makes a run folder, ready to predict, of a network that the authors' code trained.
+
+    Args:
+        weights: the network's state_dict under the authors' names.
+        config: its output, net and data.configuration, patch size and fold describe the run.
+        plans: that the network was trained with.
+        description: of the training data.
+
+    Raises:
+        ValueError: the weights are not those of the net that config and plans describe; see
+            `load_official_weights`; or the folder holds a trained run of another net or other data.
+        FileExistsError: the run folder has a trained fold of this number already.
+    """
+    checkpoints = Path(config.output) / f"fold_{config.data.fold}" / "checkpoints"
+    if has_checkpoint(checkpoints):
+        raise FileExistsError(f"{checkpoints}: has checkpoints already; choose another output folder or fold")
+    configuration = _overridden(config.data, plans).configurations[config.data.configuration]
+    net_config = resolve_net(config.net, configuration, len(description.channel_names), description.labels)
+    net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
+    load_official_weights(net, weights)
+    run = _write_run(config, plans, len(description.channel_names), description.labels)
+    save_params(checkpoints, nnx.state(net, nnx.Param))
+    return run
+
+
+def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: dict[str, int]) -> Run:
+    plans = _overridden(config.data, plans)
+    configuration = plans.configurations[config.data.configuration]
+    net = resolve_net(config.net, configuration, channels, labels)
+    for axis, size, stride in zip("XYZ", configuration.patch_size, net.total_stride, strict=True):
+        wanted = f"divisible by the net's {stride} along {axis}"
+        check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
+    run = Run(Path(config.output), config, net, plans, labels)
+    if _trained_folds(run.folder):
+        _check_same(open_run(run.folder), run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / "config.json", to_json(config))
+    write_text(run.folder / NET, to_json(net))
+    save_plans(plans, run.folder / "nnUNetPlans.json")
+    write_json(run.folder / "labels.json", labels)
+    write_json(run.folder / "versions.json", _versions())
+    return open_run(run.folder)
+
+
+def _trained_folds(folder: Path) -> tuple[int, ...]:
+    found = (path for path in folder.glob("fold_*/checkpoints") if has_checkpoint(path))
+    return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
+
+
+def _check_same(there: Run, here: Run) -> None:
+    """Refuses to describe a trained run anew in what its checkpoints and their predictions depend on."""
+    different = "; ".join(_differences(_description(there), _description(here)))
+    wish = "of the same net and data as now (or choose another output)"
+    check_that(not different, f"the trained run {there.folder}", wish, different)
+
+
+def _description(run: Run) -> dict[str, Any]:
+    return {
+        "net": run.net.architecture(),
+        "plans": dataclasses.asdict(run.plans),
+        "labels": run.labels,
+        "train": {"mirror_axes": run.config.train.mirror_axes},
+    }
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Where two nested dictionaries differ, each place in a phrase."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+    elif there != here:
+        yield f"{name} {there} there, {here} here"
+
+
+def _overridden(data: DataConfig, plans: Plans) -> Plans:
+    """The plans with the config's patch and batch size."""
+    check_choice("data.configuration", data.configuration, plans.configurations)
+    configuration = plans.configurations[data.configuration]
+    configuration = dataclasses.replace(
+        configuration,
+        patch_size=tuple(data.patch_size or configuration.patch_size),
+        batch_size=data.batch_size or configuration.batch_size,
+    )
+    return dataclasses.replace(
+        plans, configurations=plans.configurations | {data.configuration: configuration}
+    )
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run folder that an earlier call described.
+
+    Raises:
+        FileNotFoundError: it is not one.
+    """
+    folder = Path(folder)
+    if not (folder / NET).is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder (it has no {NET}); train.py makes one")
+    return Run(
+        folder,
+        read_json(ExperimentConfig, folder / "config.json"),
+        read_json(NetConfig, folder / NET),
+        load_plans(folder / "nnUNetPlans.json"),
+        load_json(folder / "labels.json", "the labels"),
+    )
+
+
+def resolve_net(
+    options: NetOptions, plan: Configuration, in_channels: int, labels: Mapping[str, int]
+) -> NetConfig:
+    """The net of an experiment: its own fields, and the plans' for those left None.
+
+    Fewer features than the plans have stages make a shallower net of their first stages, which in the
+    decoder, whose highest resolution is last, are the last ones. The label `ignore` is no class.
+    """
+    stages = len(options.features or plan.features)
+    check_that(
+        stages <= len(plan.features),
+        "net.features",
+        f"at most the plans' {len(plan.features)} stages",
+        stages,
+    )
+    return NetConfig(
+        name=options.name,
+        in_channels=in_channels,
+        num_classes=len(labels.keys() - {IGNORE}),
+        features=options.features or plan.features,
+        kernel_sizes=plan.kernel_sizes[:stages],
+        strides=plan.strides[:stages],
+        blocks_per_stage=options.blocks_per_stage or plan.blocks_per_stage[:stages],
+        decoder_blocks_per_stage=options.decoder_blocks_per_stage
+        or plan.decoder_blocks_per_stage[1 - stages :],
+        deep_supervision=options.deep_supervision,
+        dtype=options.dtype,
+        remat=options.remat,
+        scan_implementation=options.scan_implementation,
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jaxmamba3d", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    return versions | {"python": platform.python_version(), "devices": f"{jax.device_count()} x {devices}"}
