@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 
 from jaxmamba3d import experiment
@@ -134,12 +135,11 @@ def import_weights(
 
 
 def train(arguments: list[str] | None = None) -> None:
-    """Run an experiment: `train CONFIG.py [--field value ...]`; any field of the config can be set."""
+    """Run an experiment: `train CONFIG.py [--field value ...]`; `train CONFIG.py --help` lists the fields."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    wish = "the path of a config file first, such as configs/quickstart.py"
-    check_that(
-        bool(arguments) and not arguments[0].startswith("-"), "train", wish, arguments[:1] or "nothing"
-    )
+    if not arguments or arguments[0].startswith("-"):
+        wish = "first the path of a config file, such as configs/quickstart.py (--help after it lists fields)"
+        raise ValueError(f"train must be given {wish}, got {' '.join(arguments) or 'nothing'}")
     config = tyro.cli(
         ExperimentConfig,
         prog=f"train {arguments[0]}",
@@ -156,7 +156,7 @@ def load_config(path: str | Path) -> ExperimentConfig:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it has no get_config().
+        ValueError: it cannot be run, or has no get_config() that returns an ExperimentConfig.
     """
     path = Path(path)
     if not path.is_file():
@@ -164,15 +164,21 @@ def load_config(path: str | Path) -> ExperimentConfig:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         namespace = runpy.run_path(str(path))
+        check_that("get_config" in namespace, str(path), "a file that defines get_config()", "none")
+        config = namespace["get_config"]()
+    except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} must be a config file, got {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    check_that("get_config" in namespace, str(path), "a file that defines get_config()", "none")
-    return namespace["get_config"]()
+    wish = "a get_config() that returns an ExperimentConfig"
+    check_that(isinstance(config, ExperimentConfig), str(path), wish, type(config).__name__)
+    return config
 
 
 COMMANDS = {
     "plan": plan,
     "preprocess": preprocess,
+    "train": train,  # for the list of commands; `main` hands its arguments on as they are
     "predict": predict,
     "evaluate": evaluate,
     "import-weights": import_weights,
@@ -188,6 +194,15 @@ def run_command(command) -> None:
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            "error: this does not fit into the device's memory; lower data.batch_size or data.patch_size, or "
+            f"set net.remat ({str(error).splitlines()[0]})"
+        )
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from what is finished")
 
 
 def main() -> None:

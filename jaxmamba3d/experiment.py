@@ -12,6 +12,7 @@ from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import (
     Case,
     Workspace,
+    check_images,
     plan_workspace,
     read_label,
     read_volume,
@@ -20,9 +21,10 @@ from jaxmamba3d.data import (
 from jaxmamba3d.data.dataset import IGNORE
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.evaluation import Evaluation, OverlayCase, Pair, Protocol, evaluate_pairs, overlay_figure
+from jaxmamba3d.files import check_writable
 from jaxmamba3d.inference import make_net_predictor, predict_cases
 from jaxmamba3d.run import Run, start_run
-from jaxmamba3d.training import restore_params, train_fold
+from jaxmamba3d.training import make_optimizer, restore_params, train_fold
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ def run_experiment(config: ExperimentConfig) -> Evaluation:
 def prepare(config: ExperimentConfig) -> Workspace:
     """Makes the phantoms if asked for, checks and plans the dataset, and preprocesses its cases."""
     data = config.data
+    check_writable(config.output, "output")
+    make_optimizer(config.optim, config.train)  # refuses schedules that do not fit the training
     check_that(bool(data.dataset), "data.dataset", "the folder of the dataset", "nothing")
     if data.phantoms is not None and not Path(data.dataset).exists():
         write_phantom_dataset(data.dataset, data.phantoms)
@@ -124,6 +128,11 @@ def predict(
         mirroring: average over mirrored copies; None: as the config says.
     """
     check_choice("checkpoint", checkpoint, ("latest", "best"))
+    check_images(cases, run.net.in_channels)
+    inputs = {path.resolve().parent for case in cases for path in case.images}
+    apart = Path(output).resolve() not in inputs
+    check_that(apart, "output", "another folder than the images', which would be overwritten", str(output))
+    check_writable(output, "output")
     net = run.abstract_net()
     template = nnx.state(net, nnx.Param)
     weights = [restore_params(run.fold_folder(fold) / "checkpoints", template, checkpoint) for fold in folds]

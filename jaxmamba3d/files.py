@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: str | Path, argument: str) -> None:
+    """Raises ValueError unless a folder is there, or can be made, to write files in; makes nothing.
+
+    Args:
+        folder: the folder.
+        argument: what it was to be, for the message.
+    """
+    folder = Path(folder).absolute()
+    found = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (found.is_dir() and os.access(found, os.W_OK | os.X_OK)):
+        what = "which may not be written" if found.is_dir() else "which is no folder"
+        raise ValueError(f"{argument} must be a folder that can be written, got {found}, {what}")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -125,8 +125,9 @@ def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: di
 
 
 def _trained_folds(folder: Path) -> tuple[int, ...]:
-    found = (path for path in folder.glob("fold_*/checkpoints") if has_checkpoint(path))
-    return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
+    numbers = (path.name.removeprefix("fold_") for path in folder.glob("fold_*"))
+    folds = (int(number) for number in numbers if number.isdigit())
+    return tuple(sorted(fold for fold in folds if has_checkpoint(folder / f"fold_{fold}" / "checkpoints")))
 
 
 def _check_same(there: Run, here: Run) -> None:

@@ -73,7 +73,7 @@ def test_the_whole_way_step_by_step(command, tmp_path):
     [
         (("plan", "nowhere", "--output", "work"), "nowhere: no such dataset folder"),
         (("preprocess", "nowhere"), "nowhere: not a work folder; make one with `jaxmamba3d plan`"),
-        (("train",), "train must be the path of a config file first"),
+        (("train",), "train must be given first the path of a config file"),
         (("train", "nowhere.py"), "nowhere.py: no such config file"),
         (("predict", "nowhere", "--input", "a", "--output", "b"), "nowhere: not a run folder"),
         (("evaluate", "nowhere", "labels"), "nowhere"),
@@ -90,9 +90,18 @@ def test_what_is_not_there_is_named_in_one_sentence(command, arguments, message)
     assert "\n" not in found
 
 
-def test_a_config_without_get_config(command, tmp_path):
-    (tmp_path / "config.py").write_text("x = 1\n")
-    assert "must be a file that defines get_config(), got none" in command("train", "config.py")[0]
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "must be a file that defines get_config(), got none"),
+        ("x = ", "must be a config file, got SyntaxError"),
+        ("import nowhere_to_be_found", "must be a config file, got ModuleNotFoundError"),
+        ("def get_config():\n    return 5", "a get_config() that returns an ExperimentConfig, got int"),
+    ],
+)
+def test_files_that_are_no_config(command, tmp_path, text, message):
+    (tmp_path / "config.py").write_text(text)
+    assert message in command("train", "config.py")[0]
 
 
 @pytest.mark.parametrize(

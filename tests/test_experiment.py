@@ -211,14 +211,38 @@ def test_volumes_of_any_size_are_predicted(finished, tmp_path):
             assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
 
 
-def test_a_bad_image_is_named_and_what_was_done_is_kept(finished, tmp_path):
+def test_bad_images_are_named_before_any_is_predicted(finished, tmp_path):
     run, _ = finished
     image, _ = image_and_label(0, 2)
     good = write_nifti(tmp_path / "a.nii.gz", image)
     bad = write_nifti(tmp_path / "b.nii.gz", image[..., :1])
-    with pytest.raises(ValueError, match=r"b\.nii\.gz.* must be of 2 channels, got 1"):
-        experiment.predict(run, [Case("a", (good,)), Case("b", (bad,))], tmp_path / "out", folds=[0])
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
+    (text := tmp_path / "c.nii").write_text("no image" * 100)
+    cases = [Case("a", (good,)), Case("b", (bad,)), Case("c", (text,))]
+    with pytest.raises(ValueError, match="2 of 3 cases are bad") as caught:
+        experiment.predict(run, cases, tmp_path / "out", folds=[0])
+    _, first, second = str(caught.value).splitlines()
+    assert first == f"b: {bad} must be of 2 channels, got 1"
+    assert second.startswith(f"c: {text} must be a whole NIfTI file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_are_not_overwritten(finished, tmp_path):
+    run, _ = finished
+    image, _ = image_and_label(0, 2)
+    path = write_nifti(tmp_path / "a.nii.gz", image)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="output must be another folder than the images'"):
+        experiment.predict(run, [Case("a", (path,))], tmp_path, folds=[0])
+    assert path.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_said_first(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            ValueError, match=r"output must be a folder that can be written, got .*file, which is no"
+        ):
+            experiment.run_experiment(small_config(dataset, output))
 
 
 def test_patches_that_the_net_cannot_halve_are_named_before_training(dataset, tmp_path):
@@ -352,7 +376,9 @@ class TestImportedWeights:
     def test_weights_of_another_net_leave_nothing_behind(self, imported, tmp_path):
         run, weights, config, description = imported
         weights.pop("encoder.stem.convs.0.conv.bias")
-        with pytest.raises(ValueError, match=r"none for \['encoder.stem.convs.0.conv.bias'\]"):
+        with pytest.raises(
+            ValueError, match=r"got 1 missing \(encoder\.stem\.convs\.0\.conv\.bias\) and no surplus"
+        ):
             import_weights(weights, config, run.plans, description)
         assert not (tmp_path / "imported").exists()
 

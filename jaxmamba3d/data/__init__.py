@@ -7,7 +7,7 @@ worker processes must not.
 from jaxmamba3d.data.dataset import Case, Dataset, Description, find_images, read_dataset, read_description
 from jaxmamba3d.data.export import export_segmentation
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
-from jaxmamba3d.data.inspection import check_dataset
+from jaxmamba3d.data.inspection import check_dataset, check_images
 from jaxmamba3d.data.nifti import Volume, read_label, read_volume, write_segmentation
 from jaxmamba3d.data.phantoms import write_phantom_dataset
 from jaxmamba3d.data.planning import plan_dataset
@@ -27,6 +27,7 @@ __all__ = [
     "Volume",
     "Workspace",
     "check_dataset",
+    "check_images",
     "compute_fingerprint",
     "export_segmentation",
     "find_images",

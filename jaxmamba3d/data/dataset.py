@@ -1,6 +1,7 @@
 """Dataset folders in the layouts of the Medical Segmentation Decathlon and of nnU-Net's raw data."""
 
 import logging
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,13 +147,15 @@ def _channel_names(path: Path, entries: Any) -> tuple[str, ...]:
 def _labels(path: Path, entries: dict[str, Any]) -> dict[str, int]:
     """Class name -> value; the Decathlon writes it the other way round."""
     try:
-        if all(key.isdigit() for key in entries):
-            labels = {str(name): int(value) for value, name in entries.items()}
-        else:
-            labels = {name: int(value) for name, value in entries.items()}
+        numbered = all(key.isdigit() for key in entries)
+        labels = {
+            str(name): operator.index(int(value) if numbered else value)
+            for value, name in (entries.items() if numbered else zip(entries.values(), entries, strict=True))
+        }
     except (TypeError, ValueError) as error:
         wish = "one value a label (regions of several are not supported yet)"
         raise ValueError(f"{path}: labels must be {wish}, got {entries}") from error
+    check_that(bool(labels), f"{path}: labels", "background and at least one class", "none")
     ignored = labels.get(IGNORE)
     highest = ignored in (None, max(labels.values()))
     check_that(highest, f"{path}: labels", "such that `ignore` has the highest value, as in nnU-Net", labels)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxmamba3d.data.dataset import Case, Dataset
-from jaxmamba3d.data.nifti import misplacement, read_label, read_volume
+from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label, read_volume
 from jaxmamba3d.data.parallel import map_cases
 
 
@@ -43,7 +43,7 @@ def find_problems(channel_names: Sequence[str], labels: Mapping[str, int], case:
         labels: the dataset's, name -> value.
         case: its files.
     """
-    problems = []
+    problems: list[str] = []
     image = label = None
     try:
         image = read_volume(case.images)
@@ -56,6 +56,8 @@ def find_problems(channel_names: Sequence[str], labels: Mapping[str, int], case:
     if image is not None and len(image.array) != len(channel_names):
         wanted = f"{len(channel_names)} channels as in dataset.json ({', '.join(channel_names)})"
         problems.append(f"the image must have {wanted}, got {len(image.array)}")
+    if image is not None and image.array.min() == image.array.max():
+        problems.append(f"the image {case.images[0]} holds only the value {image.array.flat[0]:g}")
     if label is not None:
         undeclared = sorted(set(np.unique(label).tolist()) - set(labels.values()))
         if undeclared:
@@ -63,7 +65,31 @@ def find_problems(channel_names: Sequence[str], labels: Mapping[str, int], case:
             problems.append(f"label values {undeclared} of {case.label} are not in dataset.json ({known})")
     if image is not None and label is not None:
         if label.shape != image.array.shape[1:]:
-            problems.append(f"label shape {label.shape} differs from the image's {image.array.shape[1:]}")
+            shapes = label_geometry["shape"], image.geometry["shape"]
+            problems.append(f"the label {case.label} has shape {shapes[0]}, its image {shapes[1]}")
         if distance := misplacement(label_geometry, image.geometry):
             problems.append(f"the affines of label and image place voxels up to {distance:.4g} mm apart")
     return problems
+
+
+def check_images(cases: Sequence[Case], channels: int) -> None:
+    """Reads the headers of all images, and raises one error that names all that cannot be predicted.
+
+    Args:
+        cases: image files.
+        channels: of the images that the net takes.
+
+    Raises:
+        ValueError: images are missing, no NIfTI, of another count of channels or no position in space.
+    """
+    bad = [f"{case.name}: {problem}" for case in cases if (problem := _image_problem(case, channels))]
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(cases)} cases are bad; mend or remove them:\n" + "\n".join(bad))
+
+
+def _image_problem(case: Case, channels: int) -> str | None:
+    try:
+        found = sum(read_geometry(path)[1] for path in case.images)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return None if found == channels else f"{case.images[0]} must be of {channels} channels, got {found}"

@@ -1,9 +1,10 @@
 """NIfTI files, read and written through nibabel; arrays are [Z, Y, X], the file's axes reversed."""
 
+import contextlib
 import gzip
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,45 +123,83 @@ def write_segmentation(path: str | Path, segmentation: np.ndarray, geometry: Geo
         nibabel.save(image, unfinished)
 
 
-def _read(path: Path) -> tuple[np.ndarray, Geometry]:
-    """Data in the file's axis order, and its geometry."""
+def read_geometry(path: str | Path) -> tuple[Geometry, int]:
+    """The geometry of a file and its channels (1 of a 3D file), from its header alone.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: its header is damaged, or not of a 3D or 4D image with a position in space.
+    """
+    path = Path(path)
+    with _as_nifti(path):
+        with (gzip.open if path.name.endswith(".gz") else open)(path) as file:
+            content = file.read(nibabel.Nifti2Header.sizeof_hdr)
+        kind = _kind(content)
+        header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)
+        return _geometry(path, header), header.get_data_shape()[3] if header["dim"][0] > 3 else 1
+
+
+@contextlib.contextmanager
+def _as_nifti(path: Path) -> Iterator[None]:
+    """Turns what nibabel and gzip raise into one sentence about the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} must be a whole NIfTI file, got an empty file; copy the original again")
     try:
-        content = path.read_bytes()
-        if path.name.endswith(".gz"):
-            # All at once, because nibabel stops before the checksum.
-            content = gzip.decompress(content)
-        kind = nibabel.Nifti2Image if content[4:8] == b"n+2\0" else nibabel.Nifti1Image
-        if kind is nibabel.Nifti1Image and content[344:348] != b"n+1\0":
-            raise ImageFileError(f"{content[344:348]!r} in place of NIfTI's magic")
-        # nibabel mends a spacing that is not positive; what the file says is seen before.
-        _check_spacing(path, kind.header_class(content[: kind.header_class.sizeof_hdr], check=False))
-        image = kind.from_bytes(content)
-        data = np.asarray(image.dataobj)
-        if data.ndim == 4 and data.shape[3] == 1:
-            data = data[..., 0]
+        yield
     except (HeaderDataError, ImageFileError, WrapStructError, EOFError, zlib.error, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path} must be a whole NIfTI file, got {reason!r}; copy or convert the original again"
         ) from error
-    if data.ndim not in (3, 4):
-        raise ValueError(f"{path} must be 3D, or 4D with the channels last, got shape {data.shape}")
+
+
+def _kind(content: bytes) -> type[nibabel.Nifti1Image]:
+    if content[4:8] == b"n+2\0":
+        return nibabel.Nifti2Image
+    if content[344:348] != b"n+1\0":
+        raise ImageFileError(f"{content[344:348]!r} in place of NIfTI's magic")
+    return nibabel.Nifti1Image
+
+
+def _read(path: Path) -> tuple[np.ndarray, Geometry]:
+    """Data in the file's axis order, and its geometry."""
+    with _as_nifti(path):
+        content = path.read_bytes()
+        if path.name.endswith(".gz"):
+            # All at once, because nibabel stops before the checksum.
+            content = gzip.decompress(content)
+        kind = _kind(content)
+        # nibabel mends a spacing that is not positive; what the file says is seen before.
+        geometry = _geometry(path, kind.header_class(content[: kind.header_class.sizeof_hdr], check=False))
+        data = np.asarray(kind.from_bytes(content).dataobj)
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
     if data.dtype.kind not in "buif":
         raise ValueError(f"{path} must hold real numbers, got {data.dtype}")
-    header = image.header
-    qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
-    geometry = {
-        "shape": list(data.shape[:3]),
-        "affine": image.affine.tolist(),
+    return data, geometry
+
+
+def _geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
+    shape = header.get_data_shape()
+    if len(shape) not in (3, 4):
+        raise ValueError(f"{path} must be 3D, or 4D with the channels last, got shape {shape}")
+    if min(shape) < 1:
+        raise ValueError(f"{path} must have at least one voxel along each axis, got shape {shape}")
+    _check_spacing(path, header)
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise ValueError(f"{path} must have an affine that places voxels in space, got {affine.tolist()}")
+    return {
+        "shape": [int(size) for size in shape[:3]],
+        "affine": affine.tolist(),
         "zooms": [float(zoom) for zoom in header.get_zooms()[:3]],
         "qform": header.get_qform(coded=False).tolist(),
-        "qform_code": qform_code,
-        "sform_code": sform_code,
+        "qform_code": int(header["qform_code"]),
+        "sform_code": int(header["sform_code"]),
         "xyzt_units": list(header.get_xyzt_units()),
     }
-    return data, geometry
 
 
 def _check_spacing(path: Path, header: nibabel.Nifti1Header) -> None:

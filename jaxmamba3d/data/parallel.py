@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from jaxmamba3d.checks import check_positive
 from jaxmamba3d.machine import core_count
 
 Item = TypeVar("Item")
@@ -32,6 +33,8 @@ def map_cases(
         ChildProcessError: a worker process was killed.
         Exception: what the function raised; items not begun then are given up.
     """
+    if processes is not None:
+        check_positive("processes", processes)
     bar = tqdm(total=len(items), desc=description, unit="case")
     workers = min(processes or core_count(), len(items))
     with bar:

@@ -89,7 +89,9 @@ def preprocess_case(
     image, label, box = crop_to_nonzero(image, None if label is None else label.transpose(forward))
     cropped = image.shape[1:]
     shape = resampled_shape(cropped, spacing, settings.spacing)
-    check_that(min(shape) > 0, f"the image {image_files[0]}", "1 voxel at the plans' spacing", shape)
+    wish = f"at least 1 voxel large at the plans' spacing of {settings.spacing} mm"
+    found = f"{shape} from a spacing of {tuple(spacing)} mm"
+    check_that(min(shape) > 0, f"the image {image_files[0]}", wish, found)
     axis = separate_axis(spacing, settings.spacing)
 
     preprocessed = np.empty((*shape, channels), np.float32)

@@ -1,5 +1,6 @@
 """The work folder: what planning and preprocessing leave for training."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, save_plans
 from jaxmamba3d.data.preprocessing import preprocess_dataset
 from jaxmamba3d.data.splits import load_splits, make_splits
-from jaxmamba3d.files import load_json, write_json
+from jaxmamba3d.files import check_writable, load_json, write_json
+
+logger = logging.getLogger(__name__)
 
 PLANS, SPLITS, SOURCE = "nnUNetPlans.json", "splits_final.json", "source.json"
 
@@ -97,26 +100,39 @@ def plan_workspace(
             same = load_splits(splits_file, workspace.case_names) == workspace.splits
             check_that(same, f"work folder {folder}", f"split by {splits_file}", "other splits")
         return workspace
+    check_writable(folder, "work folder")
     dataset = read_dataset(dataset_folder)
-    check_dataset(dataset, processes=processes)
-    if plans_file is None:
-        fingerprint = compute_fingerprint(dataset, processes=processes)
-        plans = plan_dataset(dataset, memory_gb=memory_gb, fingerprint=fingerprint)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
-    else:
-        plans = load_plans(plans_file)
     names = [case.name for case in dataset.cases]
     own_splits = dataset_folder / SPLITS
     if splits_file is None and own_splits.is_file():
         splits_file = own_splits
     splits = make_splits(names) if splits_file is None else load_splits(splits_file, names)
+    plans = None if plans_file is None else load_plans(plans_file)
+    if plans is not None:
+        _check_channels(plans, dataset, plans_file)
+    check_dataset(dataset, processes=processes)
+    if plans is None:
+        fingerprint = compute_fingerprint(dataset, processes=processes)
+        plans = plan_dataset(dataset, memory_gb=memory_gb, fingerprint=fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
     folder.mkdir(parents=True, exist_ok=True)
     save_plans(plans, folder / PLANS)
     write_json(folder / SPLITS, splits)
     # Last, because its presence says that the rest is complete.
     write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb})
+    for name, chosen in plans.configurations.items():
+        facts = f"spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
+        logger.info("%s: %s; %d cases in %d folds", name, facts, len(names), len(splits))
     return Workspace(folder, dataset, plans, splits)
+
+
+def _check_channels(plans: Plans, dataset: Dataset, plans_file: str | Path) -> None:
+    channels = len(dataset.channel_names)
+    for name, configuration in plans.configurations.items():
+        planned = len(configuration.normalization_schemes)
+        wish = f"for the dataset's {channels} channels"
+        check_that(planned == channels, f"configuration {name} of {plans_file}", wish, f"for {planned}")
 
 
 def open_workspace(folder: str | Path) -> Workspace:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from jaxmamba3d.checks import check_positive
-from jaxmamba3d.evaluation.protocols import Protocol, dataset_protocol, get_protocol
+from jaxmamba3d.checks import check_choice, check_positive
+from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import (
     Pair,
@@ -22,7 +22,7 @@ from jaxmamba3d.evaluation.segmentations import (
     raise_problems,
     read_segmentation,
 )
-from jaxmamba3d.files import write_text
+from jaxmamba3d.files import check_writable, write_text
 from jaxmamba3d.machine import core_count
 
 METRICS = ("dice", "hd95_mm", "hd95_voxels", "nsd")
@@ -100,6 +100,7 @@ def evaluate_folders(
         check_pairs(pairs)
         protocol = _default_protocol(Path(labels_dir), pairs, progress)
     elif isinstance(protocol, str):
+        check_choice("protocol", protocol, ("default", *sorted(PROTOCOLS)))
         protocol = get_protocol(protocol)
     return evaluate_pairs(pairs, output_dir, protocol=protocol, threads=threads, progress=progress)
 
@@ -125,6 +126,7 @@ def evaluate_pairs(
     """
     if threads is not None:
         check_positive("threads", threads)
+    check_writable(output_dir, "output")
     check_pairs(pairs)
 
     def score_or_problem(pair: Pair) -> list[Score] | str:

@@ -27,6 +27,7 @@ _RENAMED = (
 )
 # The same tensor under a second name: PyTorch lists shared modules once for every attribute.
 _ALIASES = (
+    (r"^(module|_orig_mod)\.", ""),  # wrappers of distributed or compiled networks
     (r"^decoder\.encoder\.", "encoder."),
     (r"\.all_modules\.0\.", ".conv."),
     (r"\.all_modules\.1\.", ".norm."),
@@ -41,8 +42,8 @@ def load_official_weights(net: nnx.Module, weights: Mapping[str, np.ndarray]) ->
         weights: the state_dict as numpy arrays; tensors may come twice under PyTorch's duplicate names.
 
     Raises:
-        ValueError: tensors are missing, surplus, misshapen or contradict their duplicates; all of the first
-            kind found are named, and the net is unchanged.
+        ValueError: tensors are missing, surplus, misshapen, not finite or contradict their duplicates; of the
+            first kind found the count and some names are given, and the net is unchanged.
     """
     given: dict[str, np.ndarray] = {}
     for name, value in weights.items():
@@ -50,7 +51,7 @@ def load_official_weights(net: nnx.Module, weights: Mapping[str, np.ndarray]) ->
         value = np.asarray(value)
         if canonical in given:
             check_that(
-                np.array_equal(given[canonical], value),
+                np.array_equal(given[canonical], value, equal_nan=True),
                 name,
                 f"equal to its duplicate {canonical}",
                 "other values",
@@ -59,10 +60,8 @@ def load_official_weights(net: nnx.Module, weights: Mapping[str, np.ndarray]) ->
 
     params = dict(_named_params(net))
     missing, surplus = sorted(params.keys() - given.keys()), sorted(given.keys() - params.keys())
-    check_that(
-        not missing, "weights", f"complete for this net ({len(params)} tensors)", f"none for {missing}"
-    )
-    check_that(not surplus, "weights", "of this net alone", f"surplus tensors {surplus}")
+    found = f"{_listed(missing, 'missing')} and {_listed(surplus, 'surplus')} tensors"
+    check_that(not missing and not surplus, "weights", f"the {len(params)} tensors of this net", found)
     wanted = {
         name: _to_official(name, np.broadcast_to(0.0, param.shape)).shape for name, param in params.items()
     }
@@ -72,6 +71,8 @@ def load_official_weights(net: nnx.Module, weights: Mapping[str, np.ndarray]) ->
         if given[name].shape != shape
     ]
     check_that(not misshapen, "weights", "of this net's shapes", "; ".join(misshapen))
+    broken = [name for name, value in given.items() if not np.isfinite(value.astype(np.float32)).all()]
+    check_that(not broken, "weights", "finite", f"{_listed(broken, 'not finite')} tensors")
     for name, param in params.items():
         param.set_value(jnp.asarray(_from_official(name, given[name]), param.dtype))
 
@@ -79,6 +80,12 @@ def load_official_weights(net: nnx.Module, weights: Mapping[str, np.ndarray]) ->
 def to_official_weights(net: nnx.Module) -> dict[str, np.ndarray]:
     """The parameters of a net (or gradients in the shape of one) under the authors' names and layouts."""
     return {name: np.asarray(_to_official(name, param[...])) for name, param in _named_params(net)}
+
+
+def _listed(names: list[str], kind: str) -> str:
+    """The count and the first few names."""
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {kind} ({some})" if names else f"no {kind}"
 
 
 def _substitute(name, rules):

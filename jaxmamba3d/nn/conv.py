@@ -117,7 +117,7 @@ class ResidualBlock(nnx.Module):
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        self.strides = strides
+        self.strides = tuple(strides)
         self.conv1 = ConvNorm(in_features, out_features, kernel_size, strides, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(out_features, out_features, kernel_size, zero_init=True, dtype=dtype, rngs=rngs)
         project = in_features != out_features

@@ -76,7 +76,7 @@ def test_descriptions_that_cannot_be_used(tmp_path, changes, message):
 @pytest.mark.parametrize("text", ["{", "[]", '"text"'])
 def test_a_description_that_is_no_json_object(tmp_path, text):
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(ValueError, match=r"dataset\.json must be "):
+    with pytest.raises(ValueError, match=r"dataset\.json must (be|hold) "):
         read_dataset(tmp_path)
 
 

@@ -52,7 +52,7 @@ def test_all_bad_cases_are_named_at_once(tmp_path):
     found = dict(line.split(": ", 1) for line in lines)
     assert list(found) == [f"case_{n}" for n in range(7)]
     assert found["case_0"].endswith("case_0.nii.gz: no such file")
-    assert "label shape (10, 14, 11) differs from the image's (10, 14, 12)" in found["case_1"]
+    assert "case_1.nii.gz has shape [11, 14, 10], its image [12, 14, 10]" in found["case_1"]
     assert "the affines of label and image place voxels up to 3.606 mm apart" in found["case_2"]
     assert "label values [7]" in found["case_3"]
     assert "declared: [0, 1, 2]" in found["case_3"]
@@ -83,6 +83,15 @@ def test_channels_that_do_not_lie_on_each_other(tmp_path):
         strict=True,
     ):
         assert words in line
+
+
+def test_images_of_one_value_are_none(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    image, _ = image_and_label(0)
+    write_nifti(folder / "imagesTr" / "case_3.nii.gz", np.zeros_like(image[..., 0]))
+    _, line = message_of(folder)
+    assert line.startswith("case_3: the image ")
+    assert line.endswith("case_3.nii.gz holds only the value 0")
 
 
 def test_labels_that_are_no_whole_numbers(tmp_path):

@@ -170,10 +170,22 @@ class TestDamagedFiles:
         path.write_bytes(path.read_bytes()[:-1])
         refused(read, path, "Expected 240 bytes, got 239", "copy or convert")
 
-    @pytest.mark.parametrize("content", [b"", b"not an image" * 40])
-    def test_wrong_magic(self, tmp_path, read, content):
+    def test_empty(self, tmp_path, read):
+        (tmp_path / "empty.nii").write_bytes(b"")
+        refused(read, tmp_path / "empty.nii", "got an empty file")
+
+    def test_wrong_magic(self, tmp_path, read):
+        content = b"not an image" * 40
         (tmp_path / "text.nii").write_bytes(content)
         refused(read, tmp_path / "text.nii", re.escape(repr(content[344:348])), "magic")
+
+    @pytest.mark.parametrize("broken", [np.nan, 0.0])
+    def test_no_position_in_space(self, tmp_path, read, broken):
+        image = nibabel.Nifti1Image(VALUES, np.eye(4))
+        image.header["srow_x"][:] = broken
+        image.header["sform_code"] = 1
+        (tmp_path / "lost.nii").write_bytes(bytes(image.header.binaryblock) + bytes(4) + VALUES.tobytes())
+        refused(read, tmp_path / "lost.nii", "must have an affine that places voxels in space")
 
     def test_compressed_under_an_uncompressed_name(self, tmp_path, read):
         (tmp_path / "named.nii").write_bytes(gzip.compress(b"\0" * 1000))

@@ -134,10 +134,10 @@ def test_bad_arguments(cases):
 
 
 def test_files_are_opened_once_a_case(cases):
-    """And then read through memory maps: a patch costs its own bytes alone."""
+    """Or twice, by two threads in the same moment; then a patch costs its own bytes alone."""
     for reader in (open_case, read_foreground):
         reader.cache_clear()
     take(stream(cases, batch_size=9), 20)
     for reader in (open_case, read_foreground):
-        assert reader.cache_info().misses <= len(NAMES)
+        assert reader.cache_info().misses <= 2 * len(NAMES)
     assert isinstance(open_case(cases / NAMES[0]).image, np.memmap)

@@ -11,7 +11,7 @@ batch at the very end: where it is sharded, no device waits for another inside t
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +19,21 @@ from jax import lax
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate, step_size
 from jaxmamba3d.ops.selective_scan.chunking import chunk_count, chunk_length
-
-
-class Chunk(NamedTuple):
-    """Float32 tokens of one chunk: u, delta [T, D]; B, C [T, N]."""
-
-    u: jax.Array
-    delta: jax.Array
-    B: jax.Array
-    C: jax.Array
+from jaxmamba3d.ops.selective_scan.recurrence import Token, advance, compose, readout, retreat
 
 
 class InnerScan(Protocol):
-    """Recurrence over one chunk. A and states are [N, D]."""
+    """Recurrence over one chunk, a `Token` with time in front: u, delta [T, D]; B, C [T, N]. A and states are
+    [N, D]."""
 
     @staticmethod
-    def outputs(chunk: Chunk, A: jax.Array, h_in: jax.Array, reverse: bool, keep_states: bool):
+    def outputs(chunk: Token, A: jax.Array, h_in: jax.Array, reverse: bool, keep_states: bool):
         """The state after the chunk, y = C h [T, D], and the state before each token [T, N, D]."""
 
     @staticmethod
     def gradients(
-        chunk: Chunk, A: jax.Array, h_before: jax.Array, g_y: jax.Array, g_out: jax.Array, reverse: bool
-    ) -> tuple[jax.Array, jax.Array, Chunk]:
+        chunk: Token, A: jax.Array, h_before: jax.Array, g_y: jax.Array, g_out: jax.Array, reverse: bool
+    ) -> tuple[jax.Array, jax.Array, Token]:
         """Gradients of the incoming state, of A [N, D] and of the tokens, from those of y and of the
         state after the chunk; `h_before` is the state before each token."""
 
@@ -51,9 +44,9 @@ class SequentialScan:
     @staticmethod
     def outputs(chunk, A, h_in, reverse, keep_states):
         def step(h_before, token):
-            u, delta, B, C = token
-            h = jnp.exp(delta * A) * h_before + (delta * u) * B[:, None]
-            return h, (jnp.sum(h * C[:, None], axis=0), h_before if keep_states else None)
+            token = _as_tile(token)
+            h = advance(h_before, token, A)
+            return h, (readout(h, token)[0], h_before if keep_states else None)
 
         h_out, (y, h_before) = lax.scan(step, h_in, chunk, reverse=reverse)
         return h_out, y, h_before
@@ -62,32 +55,30 @@ class SequentialScan:
     def gradients(chunk, A, h_before, g_y, g_out, reverse):
         def step(carry, token):
             g, g_A = carry
-            (u, delta, B, C), h, g_y = token
-            decay, drive = jnp.exp(delta * A), delta * u
-            g = g + g_y * C[:, None]
-            g_C = jnp.sum(g_y * (decay * h + drive * B[:, None]), axis=1)
-            g_B = jnp.sum(g * drive, axis=1)
-            g_drive = jnp.sum(g * B[:, None], axis=0)
-            g_before = g * decay
-            g_exponent = g_before * h
-            g_delta = g_drive * u + jnp.sum(g_exponent * A, axis=0)
-            return (g_before, g_A + g_exponent * delta), Chunk(g_drive * delta, g_delta, g_B, g_C)
+            token, h, g_y = token
+            token = _as_tile(token)
+            g, g_A_token, g_token = retreat(g, token, A, h, advance(h, token, A), g_y[None])
+            return (g, g_A + g_A_token), _from_tile(g_token)
 
         carry = (g_out, jnp.zeros_like(A))
         (g_in, g_A), g_chunk = lax.scan(step, carry, (chunk, h_before, g_y), reverse=not reverse)
         return g_in, g_A, g_chunk
 
 
-def _compose(earlier, later):
-    """Two steps h -> decay h + drive after one another."""
-    decay_1, drive_1 = earlier
-    decay_2, drive_2 = later
-    return decay_1 * decay_2, decay_2 * drive_1 + drive_2
+def _as_tile(token: Token) -> Token:
+    """u, delta [D] as rows; B, C [N] as columns."""
+    u, delta, B, C = token
+    return Token(u[None], delta[None], B[:, None], C[:, None])
+
+
+def _from_tile(token: Token) -> Token:
+    u, delta, B, C = token
+    return Token(u[0], delta[0], B[:, 0], C[:, 0])
 
 
 def _prefix_states(decay, drive, h_in, reverse):
     """State after each token [T, N, D], from the state before the first."""
-    decays, drives = lax.associative_scan(_compose, (decay, drive), reverse=reverse)
+    decays, drives = lax.associative_scan(compose, (decay, drive), reverse=reverse)
     return decays * h_in + drives
 
 
@@ -119,7 +110,7 @@ class AssociativeScan:
         g_before = g * decay
         g_exponent = g_before * h_before
         g_drive = jnp.sum(g * B[..., None], axis=1)
-        g_chunk = Chunk(
+        g_chunk = Token(
             u=g_drive * delta,
             delta=g_drive * u + jnp.sum(g_exponent * A, axis=1),
             B=jnp.sum(g * drive, axis=-1),
@@ -142,13 +133,13 @@ class _Options:
     def chunk(self) -> int:
         return chunk_length(self.length)
 
-    def prepare(self, index, u, delta, B, C, delta_bias) -> Chunk:
+    def prepare(self, index, u, delta, B, C, delta_bias) -> Token:
         """One chunk as float32; tokens beyond the length get a step of 0: no change."""
         delta = step_size(delta, delta_bias, self.delta_softplus)
         if self.length % self.chunk:
             token = index * self.chunk + jnp.arange(self.chunk)
             delta = jnp.where(token[:, None] < self.length, delta, 0.0)
-        return Chunk(*(x.astype(jnp.float32) for x in (u, delta, B, C)))
+        return Token(*(x.astype(jnp.float32) for x in (u, delta, B, C)))
 
 
 def _chunk_of(array, index, chunk):
