@@ -11,8 +11,10 @@ import tyro
 
 from jaxmamba3d import experiment
 from jaxmamba3d import run as runs
+from jaxmamba3d.bench import scan
+from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_shapes
 from jaxmamba3d.checks import UnsupportedError, check_that
-from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions
+from jaxmamba3d.config import SCAN_IMPLEMENTATIONS, DataConfig, ExperimentConfig, NetOptions
 from jaxmamba3d.data import find_images, load_plans, open_workspace, plan_workspace, read_description
 from jaxmamba3d.evaluation import evaluate_folders
 from jaxmamba3d.nets import read_weights
@@ -175,13 +177,50 @@ def load_config(path: str | Path) -> ExperimentConfig:
     return config
 
 
+def bench_scan(
+    output: Path = Path("bench"),
+    implementations: tuple[str, ...] = (),
+    datasets: tuple[str, ...] = tuple(PLANS),
+    nets: tuple[str, ...] = SCANNING_NETS,
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16"),
+    repeats: int = 5,
+    longest: int | None = None,
+) -> None:
+    """Time the implementations of the selective scan on the shapes of the paper's networks.
+
+    Args:
+        output: folder of scan.md, scan.json and scan.png.
+        implementations: which to measure; default: all that run compiled on this backend.
+        datasets: whose patches: brain_tumour, acdc, synapse.
+        nets: whose stages.
+        dtypes: of the sequences.
+        repeats: calls of which the median is taken.
+        longest: leave out longer scans (tokens); default: 65536 on CPUs, none elsewhere.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and longest is None:
+        longest = 65536
+    if not implementations:
+        kernels = () if on_cpu else tuple(name for name in SCAN_IMPLEMENTATIONS if "pallas" in name)
+        implementations = ("xla_sequential", "xla_associative", *kernels)
+    shapes = paper_shapes(datasets, nets)
+    scan.bench_scan(shapes, implementations, dtypes, output, repeats=repeats, longest=longest)
+    sys.stdout.write((output / "scan.md").read_text())
+
+
+def bench() -> None:
+    """Measure speed and memory: `bench scan`."""
+    tyro.extras.subcommand_cli_from_dict({"scan": bench_scan}, prog="jaxmamba3d bench", args=sys.argv[2:])
+
+
 COMMANDS = {
     "plan": plan,
     "preprocess": preprocess,
-    "train": train,  # for the list of commands; `main` hands its arguments on as they are
+    "train": train,
     "predict": predict,
     "evaluate": evaluate,
     "import-weights": import_weights,
+    "bench": bench,
 }
 
 
@@ -206,8 +245,10 @@ def run_command(command) -> None:
 
 
 def main() -> None:
-    """The `jaxmamba3d` command."""
+    """The `jaxmamba3d` command; `train` and `bench` parse their arguments themselves."""
     if sys.argv[1:2] == ["train"]:
         run_command(lambda: train(sys.argv[2:]))
+    elif sys.argv[1:2] == ["bench"]:
+        run_command(bench)
     else:
         run_command(lambda: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxmamba3d"))

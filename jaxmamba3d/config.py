@@ -14,7 +14,13 @@ from jaxmamba3d.files import load_json
 NETS = ("segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet")
 
 DTYPES = ("float32", "bfloat16")
-SCAN_IMPLEMENTATIONS = ("reference", "xla_sequential", "xla_associative")
+SCAN_IMPLEMENTATIONS = (
+    "reference",
+    "xla_sequential",
+    "xla_associative",
+    "pallas_triton",
+    "pallas_mosaic_tpu",
+)
 
 Triple = tuple[int, int, int]
 T = TypeVar("T")

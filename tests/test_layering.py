@@ -22,6 +22,7 @@ LAYERS = {
     "nets": 3,
     "training": 4,
     "inference": 4,
+    "bench": 5,
     "run": 5,
     "experiment": 6,
     "cli": 7,

@@ -33,6 +33,7 @@ def build_net(config: NetConfig, *, rngs: nnx.Rngs) -> UNet3D:
             "d_state": min(features, largest_state),
             "scan_implementation": config.scan_implementation,
             "dtype": config.dtype,
+            "remat": config.remat,
             "rngs": rngs,
         }
 

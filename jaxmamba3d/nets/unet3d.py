@@ -106,13 +106,7 @@ class UNet3D(nnx.Module):
         skips = []
         for stage, blocks in enumerate(self.encoder):
             x = blocks(x)
-            mixed = self._mix(stage, x)
+            mixed = self.mixers[stage](x) if self.mixers else x
             skips.append(mixed)
             x = x if self.mix_skips_only else mixed
         return skips
-
-    def _mix(self, stage, x):
-        if not self.mixers:
-            return x
-        mixer = self.mixers[stage]
-        return nnx.remat(lambda mixer, x: mixer(x))(mixer, x) if self.config.remat else mixer(x)

@@ -1,9 +1,9 @@
 """Mamba blocks that read a sequence in both directions, and a volume along several axis orders."""
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype
 
 from jaxmamba3d.checks import check_choice
 from jaxmamba3d.nn.mamba import MambaBlock
@@ -16,33 +16,19 @@ class BidirectionalMambaBlock(nnx.Module):
 
         norm(forward(x) + backward(x, reverse=True))
 
-    [B, L, in_features] -> [B, L, in_features]. Arguments as for `Mamba`.
+    [B, L, in_features] -> [B, L, in_features].
+
+    Args:
+        in_features: channels.
+        rngs: random streams; `params` is used.
+        options: further arguments of `MambaBlock`.
 
     Source: `PanMambaTrans` of the authors' code, which flips the sequence instead.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        *,
-        d_state: int = 16,
-        scan_implementation: str | None = None,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        def block():
-            return MambaBlock(
-                in_features,
-                d_state=d_state,
-                scan_implementation=scan_implementation,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
-
-        self.forward = block()
-        self.backward = block()
+    def __init__(self, in_features: int, *, rngs: nnx.Rngs, **options: Any):
+        self.forward = MambaBlock(in_features, rngs=rngs, **options)
+        self.backward = MambaBlock(in_features, rngs=rngs, **options)
         self.norm = LayerNorm(in_features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,10 +39,16 @@ class BidirectionalMambaBlock(nnx.Module):
 class MultiOrderMambaBlock(nnx.Module):
     """The mean of bidirectional blocks that each read the volume along its own axis order.
 
-    [B, X, Y, Z, in_features] -> [B, X, Y, Z, in_features]. Arguments as for `Mamba`, and
+    [B, X, Y, Z, in_features] -> [B, X, Y, Z, in_features].
 
     Args:
+        in_features: channels.
         orders: names out of XYZ, XZY, YXZ, ZXY; the axis named last runs fastest.
+        rngs: random streams; `params` is used.
+        options: further arguments of `MambaBlock`.
+
+    Raises:
+        ValueError: an unknown order.
 
     Source: `MultiMambaTrans` of the authors' code.
     """
@@ -66,26 +58,13 @@ class MultiOrderMambaBlock(nnx.Module):
         in_features: int,
         *,
         orders: tuple[str, ...] = tuple(SCAN_ORDERS),
-        d_state: int = 16,
-        scan_implementation: str | None = None,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         for order in orders:
             check_choice("orders", order, SCAN_ORDERS)
         self.orders = tuple(orders)
-        self.blocks = nnx.List(
-            BidirectionalMambaBlock(
-                in_features,
-                d_state=d_state,
-                scan_implementation=scan_implementation,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
-            for _ in orders
-        )
+        self.blocks = nnx.List(BidirectionalMambaBlock(in_features, rngs=rngs, **options) for _ in orders)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, X, Y, Z, in_features] -> the same."""

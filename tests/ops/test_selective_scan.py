@@ -12,10 +12,19 @@ from tolerances import assert_close, rounding
 
 from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
 from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan
+from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
 
 TESTED = sorted(set(IMPLEMENTATIONS) - {"reference"})
+XLA = [name for name in TESTED if name.startswith("xla")]
 OPTIONAL = ("D", "z", "delta_bias", "h0")
+
+
+@pytest.fixture(autouse=True)
+def small_steps():
+    """Kernels unroll fewer tokens than they would, for the interpreter compiles each one anew."""
+    with override_blocks(stride=2):
+        yield
 
 
 def random_arguments(batch, length, channels, state, dtype="float32", seed=0):
@@ -67,6 +76,7 @@ SHAPES = {
     "widest state": (1, 33, 8, 256),
     "whole chunks": (2, 2 * LONGEST, 6, 4),
     "padded chunks": (1, 523, 5, 4),
+    "several tiles of channels": (1, 20, 130, 3),
 }
 
 
@@ -77,6 +87,16 @@ def test_values_and_gradients(implementation, shape, reverse):
     tolerance = rounding("float32", shape[1])
     arguments = random_arguments(*shape)
     assert_like_reference(arguments, implementation, tolerance, delta_softplus=True, reverse=reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("length", "channels"), [(300, 40), (256, 48), (97, 5)])
+def test_programs_that_work_off_several_chunks_and_tiles(reverse, length, channels):
+    """As for long sequences, whose gradient kernel has fewer programs than there are chunks."""
+    arguments = random_arguments(2, length, channels, 3)
+    with override_blocks(chunk=32, run=3, groups=2):
+        tolerance = rounding("float32", length)
+        assert_like_reference(arguments, "pallas_triton", tolerance, delta_softplus=True, reverse=reverse)
 
 
 @pytest.mark.parametrize("implementation", TESTED)
@@ -164,6 +184,23 @@ def test_two_devices(implementation, sharded_axis):
     assert_like_reference(placed, implementation, rounding("float32", 300), delta_softplus=True)
 
 
+@pytest.mark.parametrize("implementation", TESTED)
+def test_a_sharded_batch_stays_where_it_is(implementation):
+    """No sequence goes to another device; the gradients of the parameters do, once."""
+    arguments = random_arguments(2, 40, 3, 2)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("x",))
+    parameters = ("A", "D", "delta_bias")
+    placed = {
+        k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(None if k in parameters else "x")))
+        for k, v in arguments.items()
+    }
+    gradient = jax.grad(lambda a: jnp.sum(selective_scan(**a, implementation=implementation) ** 2))
+    text = jax.jit(gradient).lower(placed).compile().as_text()
+    assert "all-reduce" in text
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in text
+
+
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 @pytest.mark.parametrize("recording", ["full", "minimal"])
 def test_equals_mamba_ssm(implementation, recording):
@@ -215,7 +252,7 @@ def test_the_config_knows_the_implementations():
     assert set(SCAN_IMPLEMENTATIONS) == set(IMPLEMENTATIONS)
 
 
-@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("implementation", XLA)
 def test_no_full_state_tensor(implementation):
     """Temporaries of forward and backward stay far below the [B, L, D, N] states."""
     length, channels, state = 2**16, 16, 16

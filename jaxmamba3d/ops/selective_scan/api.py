@@ -3,22 +3,61 @@
 import functools
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmamba3d.checks import check_choice, check_shape, check_that
+from jaxmamba3d.checks import UnsupportedError, check_choice, check_shape, check_that
 from jaxmamba3d.ops.backend import target_backend
-from jaxmamba3d.ops.selective_scan import reference, xla
+from jaxmamba3d.ops.selective_scan import pallas_mosaic_tpu, pallas_triton, reference, xla
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
 
 logger = logging.getLogger(__name__)
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
-    "reference": reference.scan,
-    "xla_sequential": functools.partial(xla.scan, inner=xla.SequentialScan),
-    "xla_associative": functools.partial(xla.scan, inner=xla.AssociativeScan),
+
+class Implementation(NamedTuple):
+    """One way to compute the scan.
+
+    Args:
+        scan: (arguments, delta_softplus, reverse) -> y [B, L, D] in u's dtype, last state [B, D, N] float32.
+        unsupported_reason: (arguments, backend) -> why it cannot run this call there, or None.
+    """
+
+    scan: Callable[[ScanArguments, bool, bool], tuple[jax.Array, jax.Array]]
+    unsupported_reason: Callable[[ScanArguments, str], str | None]
+
+
+def _everywhere(scan, **options) -> Implementation:
+    def run(arguments, delta_softplus, reverse):
+        return scan(arguments, delta_softplus=delta_softplus, reverse=reverse, **options)
+
+    return Implementation(run, lambda arguments, backend: None)
+
+
+def _kernel(module) -> Implementation:
+    def run(arguments, delta_softplus, reverse):
+        interpret = target_backend() == "cpu"
+        return module.scan(KernelOptions(delta_softplus, reverse, interpret), arguments)
+
+    return Implementation(run, module.unsupported_reason)
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": _everywhere(reference.scan),
+    "xla_sequential": _everywhere(xla.scan, inner=xla.SequentialScan),
+    "xla_associative": _everywhere(xla.scan, inner=xla.AssociativeScan),
+    "pallas_triton": _kernel(pallas_triton),
+    "pallas_mosaic_tpu": _kernel(pallas_mosaic_tpu),
 }
+
+PREFERRED = {
+    "cpu": ("xla_sequential",),
+    "gpu": ("pallas_triton", "xla_associative"),
+    "tpu": ("pallas_mosaic_tpu", "xla_associative"),
+}
+"""By backend: the first that supports a call is taken."""
 
 
 def selective_scan(
@@ -56,8 +95,9 @@ def selective_scan(
         h0: state before the first token, [B, D, N]; zero if None.
         reverse: run from the last token to the first; nothing is flipped or copied.
         return_last_state: also return the state after the last token (with `reverse`, the first).
-        implementation: reference | xla_associative | xla_sequential; None picks for the backend:
-            xla_sequential on CPUs, xla_associative elsewhere.
+        implementation: reference | xla_associative | xla_sequential | pallas_triton | pallas_mosaic_tpu; None
+            takes the first that supports the call: xla_sequential on CPUs, the backend's Pallas kernel on
+            GPUs and TPUs, else xla_associative. On CPUs the kernels run interpreted, for tests.
 
     Returns:
         y [B, L, D] in u's dtype, and with `return_last_state` the state [B, D, N] in float32.
@@ -69,6 +109,7 @@ def selective_scan(
 
     Raises:
         ValueError: a shape or dtype does not fit, or the implementation is unknown.
+        UnsupportedError: the implementation named cannot run this call on this backend.
 
     Source:
         Gu and Dao, "Mamba", arXiv 2312.00752, equations 2 and Algorithm 2; `selective_scan_ref` in
@@ -77,19 +118,46 @@ def selective_scan(
     arguments = ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0)
     _check(arguments)
     arguments = arguments.with_float32_parameters()
+    backend = target_backend()
     if implementation is None:
-        implementation = _pick(target_backend())
+        implementation = _first_supporting(arguments, backend)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    scan = IMPLEMENTATIONS[implementation]
-    y, last_state = scan(arguments, delta_softplus=delta_softplus, reverse=reverse)
+    if reason := IMPLEMENTATIONS[implementation].unsupported_reason(arguments, backend):
+        raise UnsupportedError(f"selective_scan: {implementation} cannot run this call: {reason}")
+    y, last_state = IMPLEMENTATIONS[implementation].scan(arguments, delta_softplus, reverse)
     return (y, last_state) if return_last_state else y
 
 
+def unsupported_reason(implementation: str, **arrays: jax.Array) -> str | None:
+    """Why an implementation cannot run a call on the current backend, or None if it can.
+
+    Args:
+        implementation: see `selective_scan`.
+        arrays: the call's arrays, or their shapes, by name.
+
+    Raises:
+        ValueError: there is no such implementation.
+    """
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    arguments = ScanArguments(**(dict.fromkeys(ScanArguments._fields) | arrays))
+    return IMPLEMENTATIONS[implementation].unsupported_reason(arguments, target_backend())
+
+
+def _first_supporting(arguments: ScanArguments, backend: str) -> str:
+    reasons = []
+    for name in PREFERRED[backend]:
+        reason = IMPLEMENTATIONS[name].unsupported_reason(arguments, backend)
+        if reason is None:
+            _log_choice(backend, name, "; ".join(reasons))
+            return name
+        reasons.append(f"not {name}: {reason}")
+    raise AssertionError(f"the last choice on {backend} supports every call")
+
+
 @functools.cache
-def _pick(backend: str) -> str:
-    choice = "xla_sequential" if backend == "cpu" else "xla_associative"
-    logger.info("selective_scan on %s: %s", backend, choice)
-    return choice
+def _log_choice(backend: str, name: str, reasons: str) -> None:
+    """Once for each choice."""
+    logger.info("selective_scan on %s: %s%s", backend, name, f" ({reasons})" if reasons else "")
 
 
 def _check(arguments: ScanArguments) -> None:

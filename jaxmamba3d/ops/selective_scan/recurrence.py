@@ -19,9 +19,9 @@ class Token(NamedTuple):
     C: jax.Array
 
 
-def advance(h: jax.Array, token: Token, A: jax.Array) -> jax.Array:
-    """The state after a token: exp(delta A) h + delta u B."""
-    return jnp.exp(token.delta * A) * h + (token.delta * token.u) * token.B
+def advance(h: jax.Array, token: Token, decay: jax.Array) -> jax.Array:
+    """The state after a token: decay h + delta u B, with decay = exp(delta A)."""
+    return decay * h + (token.delta * token.u) * token.B
 
 
 def readout(h: jax.Array, token: Token) -> jax.Array:
@@ -30,7 +30,13 @@ def readout(h: jax.Array, token: Token) -> jax.Array:
 
 
 def retreat(
-    g: jax.Array, token: Token, A: jax.Array, h_before: jax.Array, h_after: jax.Array, g_y: jax.Array
+    g: jax.Array,
+    token: Token,
+    A: jax.Array,
+    decay: jax.Array,
+    h_before: jax.Array,
+    h_after: jax.Array,
+    g_y: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Token]:
     """The adjoint of `advance` and `readout` together.
 
@@ -38,6 +44,7 @@ def retreat(
         g: gradient of the state after the token, without what the token's own output adds.
         token: the token.
         A: decay rates.
+        decay: exp(delta A).
         h_before, h_after: the states around the token.
         g_y: gradient of the readout, [1, D].
 
@@ -47,7 +54,7 @@ def retreat(
     """
     g = g + g_y * token.C
     g_drive = jnp.sum(g * token.B, axis=0, keepdims=True)
-    g_before = g * jnp.exp(token.delta * A)
+    g_before = g * decay
     g_exponent = g_before * h_before
     g_token = Token(
         u=g_drive * token.delta,

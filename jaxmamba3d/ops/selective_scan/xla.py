@@ -45,7 +45,7 @@ class SequentialScan:
     def outputs(chunk, A, h_in, reverse, keep_states):
         def step(h_before, token):
             token = _as_tile(token)
-            h = advance(h_before, token, A)
+            h = advance(h_before, token, jnp.exp(token.delta * A))
             return h, (readout(h, token)[0], h_before if keep_states else None)
 
         h_out, (y, h_before) = lax.scan(step, h_in, chunk, reverse=reverse)
@@ -57,7 +57,9 @@ class SequentialScan:
             g, g_A = carry
             token, h, g_y = token
             token = _as_tile(token)
-            g, g_A_token, g_token = retreat(g, token, A, h, advance(h, token, A), g_y[None])
+            decay = jnp.exp(token.delta * A)
+            h_after = advance(h, token, decay)
+            g, g_A_token, g_token = retreat(g, token, A, decay, h, h_after, g_y[None])
             return (g, g_A + g_A_token), _from_tile(g_token)
 
         carry = (g_out, jnp.zeros_like(A))

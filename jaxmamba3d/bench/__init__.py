@@ -1,0 +1,1 @@
+"""Measurements: what `jaxmamba3d bench` runs."""

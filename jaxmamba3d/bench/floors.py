@@ -1,0 +1,48 @@
+"""The least time that a chip needs for a scan: its exponentials, or its bytes, whichever takes longer."""
+
+from typing import NamedTuple
+
+from jaxmamba3d.bench.shapes import ScanShape
+
+
+class ChipRates(NamedTuple):
+    """Exponentials a second of all special-function units, and bytes a second of the memory."""
+
+    exponentials: float
+    bytes: float
+
+
+# Processors x 16 special functions a clock x boost clock; memory bandwidth: NVIDIA's data sheets.
+CHIPS = {
+    "H200": ChipRates(132 * 16 * 1.98e9, 4.8e12),
+    "H100 80GB HBM3": ChipRates(132 * 16 * 1.98e9, 3.35e12),
+    "H100 PCIe": ChipRates(114 * 16 * 1.755e9, 2.0e12),
+    "A100-SXM4-80GB": ChipRates(108 * 16 * 1.41e9, 2.04e12),
+    "A100-SXM4-40GB": ChipRates(108 * 16 * 1.41e9, 1.56e12),
+    "L4": ChipRates(58 * 16 * 2.04e9, 3.0e11),
+}
+
+
+def chip_rates(device_kind: str) -> ChipRates | None:
+    """The rates of a device, by the name that JAX gives it; None: not in the table."""
+    return next((rates for name, rates in CHIPS.items() if name in device_kind), None)
+
+
+def floor_seconds(shape: ScanShape, rates: ChipRates, *, bytes_per_number: int, backward: bool) -> float:
+    """Seconds that no implementation in parallel chunks can undercut.
+
+    Each (token, channel, state) costs one exponential when the chunks are summarised and one when they are
+    run; the backward pass again both. Forward, u, delta, z, B and C are read and y is written; backward,
+    these are read again with the gradient of y, and the gradients of the five are written.
+
+    Args:
+        shape: the scan.
+        rates: of the chip.
+        bytes_per_number: of the sequences.
+        backward: forward and backward, else forward alone.
+    """
+    batch, length, channels, states, _ = shape
+    exponentials = batch * length * channels * states * (4 if backward else 2)
+    rows, columns = (4 + 7, 2 + 4) if backward else (4, 2)
+    numbers = batch * length * (rows * channels + columns * states)
+    return max(exponentials / rates.exponentials, numbers * bytes_per_number / rates.bytes)

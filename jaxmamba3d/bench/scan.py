@@ -1,0 +1,219 @@
+"""`jaxmamba3d bench scan`: the implementations of the scan on the shapes of the paper's networks."""
+
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from jaxmamba3d.bench.floors import chip_rates, floor_seconds
+from jaxmamba3d.bench.peers import peers
+from jaxmamba3d.bench.shapes import ScanShape
+from jaxmamba3d.bench.timing import Timing, time_calls
+from jaxmamba3d.files import replacing, write_json, write_text
+from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One row.
+
+    Args:
+        implementation: of the scan.
+        batch, length, channels, states: B, L, D, N.
+        where: the networks' stages that run this scan.
+        dtype: of the sequences.
+        reverse: from the last token to the first.
+        backward: forward and backward, else forward alone.
+        milliseconds, spread: median and distance of the quartiles; None: not measured, see `note`.
+        tokens_per_second: B L over the median.
+        share_of_floor: the chip's least time over the median; None where the chip is not in the table.
+        temporaries_mb: the compiled program's memory beside inputs and outputs; None for other libraries.
+        note: why a row has no time.
+    """
+
+    implementation: str
+    batch: int
+    length: int
+    channels: int
+    states: int
+    where: str
+    dtype: str
+    reverse: bool
+    backward: bool
+    milliseconds: float | None = None
+    spread: float | None = None
+    tokens_per_second: float | None = None
+    share_of_floor: float | None = None
+    temporaries_mb: float | None = None
+    note: str = ""
+
+
+def bench_scan(
+    shapes: Sequence[ScanShape],
+    implementations: Sequence[str],
+    dtypes: Sequence[str],
+    output: Path,
+    *,
+    repeats: int = 5,
+    longest: int | None = None,
+) -> list[Measurement]:
+    """Measures and writes scan.md, scan.json and scan.png.
+
+    Args:
+        shapes: the scans.
+        implementations: names, see `selective_scan`.
+        dtypes: of the sequences: float32, bfloat16.
+        output: folder; made if missing.
+        repeats: calls of which the median is taken.
+        longest: scans of more tokens are left out.
+
+    Returns:
+        a row for each implementation and peer, scan, dtype, direction and pass.
+    """
+    chosen = [shape for shape in shapes if longest is None or shape.length <= longest]
+    cases = list(itertools.product(chosen, dtypes, (False, True), (False, True)))
+    names = [*implementations, *peers()]
+    rows = []
+    with tqdm(total=len(cases) * len(names), desc="scan", unit="row") as bar:
+        for shape, dtype, reverse, backward in cases:
+            for row in _measure_case(shape, dtype, reverse, backward, implementations, repeats):
+                rows.append(row)
+                bar.update()
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "scan.json", {"device": _device(), "rows": [dataclasses.asdict(row) for row in rows]})
+    write_text(output / "scan.md", _markdown(rows))
+    _draw(rows, output / "scan.png")
+    return rows
+
+
+def _measure_case(
+    shape: ScanShape, dtype: str, reverse: bool, backward: bool, implementations: Sequence[str], repeats: int
+) -> Iterator[Measurement]:
+    def row(name: str, timing: Timing | None, **fields) -> Measurement:
+        measured = _numbers(shape, dtype, backward, timing) if timing else {}
+        return Measurement(name, *shape.size, shape.where, dtype, reverse, backward, **(measured | fields))
+
+    inputs = _inputs(shape, dtype)
+    for name in implementations:
+        if reason := unsupported_reason(name, **inputs):
+            yield row(name, None, note=reason)
+            continue
+        program = jax.jit(_program(name, reverse, backward))
+        try:
+            compiled = program.lower(inputs).compile()
+            jax.block_until_ready(compiled(inputs))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            yield row(name, None, note="does not fit into memory")
+            continue
+        timing = time_calls(functools.partial(compiled, inputs), repeats=repeats)
+        memory = compiled.memory_analysis()
+        yield row(name, timing, temporaries_mb=memory.temp_size_in_bytes / 2**20)
+    for name, measure in peers().items():
+        timing = measure(shape, dtype, reverse, backward, repeats)
+        yield row(name, timing, note="" if timing else "a loop over so many tokens takes too long")
+
+
+def _program(name: str, reverse: bool, backward: bool):
+    def scan(inputs):
+        return selective_scan(**inputs, delta_softplus=True, reverse=reverse, implementation=name)
+
+    if not backward:
+        return scan
+    return jax.value_and_grad(lambda inputs: jnp.sum(scan(inputs).astype(jnp.float32)))
+
+
+def _inputs(shape: ScanShape, dtype: str) -> dict[str, jax.Array]:
+    """As a freshly initialised Mamba layer has them."""
+    batch, length, channels, states, _ = shape
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+
+    def sequence(width):
+        return jax.random.normal(next(keys), (batch, length, width), dtype)
+
+    return {
+        "u": sequence(channels),
+        "delta": sequence(channels),
+        "z": sequence(channels),
+        "B": sequence(states),
+        "C": sequence(states),
+        "A": -jnp.broadcast_to(jnp.arange(1.0, states + 1), (channels, states)),
+        "D": jnp.ones(channels),
+        "delta_bias": jnp.full(channels, -4.0),
+    }
+
+
+def _numbers(shape: ScanShape, dtype: str, backward: bool, timing: Timing) -> dict[str, float | None]:
+    rates = chip_rates(jax.devices()[0].device_kind)
+    size = jnp.dtype(dtype).itemsize
+    floor = rates and floor_seconds(shape, rates, bytes_per_number=size, backward=backward)
+    return {
+        "milliseconds": timing.median * 1e3,
+        "spread": timing.spread * 1e3,
+        "tokens_per_second": shape.batch * shape.length / timing.median,
+        "share_of_floor": floor and floor / timing.median,
+    }
+
+
+def _device() -> str:
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def _markdown(rows: Sequence[Measurement]) -> str:
+    columns = ("implementation", "B", "L", "D", "N", "dtype", "direction", "pass", "ms", "± ms", "Mtokens/s")
+    columns += ("of the floor", "temporaries MB")
+
+    def number(value: float | None, digits: int, note: str = "-") -> str:
+        return note if value is None else f"{value:.{digits}f}"
+
+    lines = [f"# Selective scan on {_device()}", "", "| " + " | ".join(columns) + " |"]
+    lines.append("|" + " --- |" * len(columns))
+    for row in rows:
+        million = None if row.tokens_per_second is None else row.tokens_per_second / 1e6
+        cells = [row.implementation, row.batch, row.length, row.channels, row.states, row.dtype]
+        cells += ["backward" if row.reverse else "forward"]
+        cells += ["forward + gradient" if row.backward else "forward"]
+        cells += [number(row.milliseconds, 2, row.note or "-"), number(row.spread, 2), number(million, 2)]
+        cells += [number(row.share_of_floor, 2), number(row.temporaries_mb, 0)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    stages = dict.fromkeys(
+        (f"B {r.batch}, L {r.length}, D {r.channels}, N {r.states}", r.where) for r in rows
+    )
+    lines += ["", "Where the networks run these scans:", ""] + [
+        f"- {size}: {where}" for size, where in stages
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(rows: Sequence[Measurement], path: Path) -> None:
+    """Time against length, a panel for each dtype and pass, forward in time."""
+    measured = [row for row in rows if row.milliseconds is not None and not row.reverse]
+    panels = sorted({(row.dtype, row.backward) for row in measured})
+    figure = Figure(figsize=(5.2 * max(1, len(panels)), 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(row.implementation for row in measured))
+    for column, (dtype, backward) in enumerate(panels):
+        panel = figure.add_subplot(1, len(panels), column + 1)
+        for colour, name in enumerate(names):
+            mine = [r for r in measured if (r.implementation, r.dtype, r.backward) == (name, dtype, backward)]
+            points = sorted((row.length, row.milliseconds) for row in mine)
+            if points:
+                panel.plot(*zip(*points, strict=True), "o-", ms=3, lw=1, color=f"C{colour}", label=name)
+        panel.set(xscale="log", yscale="log", xlabel="tokens of a sequence", ylabel="ms")
+        panel.set_title(f"{dtype}, {'forward + gradient' if backward else 'forward'}", fontsize=10)
+        panel.grid(alpha=0.3, which="both")
+        panel.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Selective scan on {_device()}", fontsize=11)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished)

@@ -1,0 +1,127 @@
+"""Sizes of the kernels' blocks, from the shapes of a call.
+
+Derived from registers and memory, not tuned on hardware.
+
+Triton: a program is one or a few warps. In the forward kernels a thread holds 32 numbers of a tile, so that
+state and decay rates take 64 registers; in the gradient kernel it holds 16, because `STRIDE` + 1 states,
+their gradient, the decay rates and their gradient are alive at once (255 registers). That kernel gets about
+as many programs as an H100 holds at once, for each has memory of its own for the states that it recomputes.
+
+TPU: blocks of time are whole lanes, 128 tokens or twice that, and the states of a chunk, the largest part of
+VMEM, stay below 16 MB.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator
+
+WARP = 32
+FORWARD_NUMBERS, GRADIENT_NUMBERS = 32, 16
+GRADIENT_TILE = 16
+FORWARD_PROGRAMS = 2048
+"""Enough for 132 processors with 16 programs each."""
+GRADIENT_WARPS = 1024
+"""What 132 processors with 8 warps of 255 registers hold at once."""
+LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32
+STRIDE = 4
+LANES, SUBLANES = 128, 8
+TPU_WORKING_BYTES = 16 * 2**20
+
+_overrides: contextvars.ContextVar[dict[str, int]] = contextvars.ContextVar("overrides", default={})  # noqa: B039
+
+
+@dataclasses.dataclass(frozen=True)
+class TritonBlocks:
+    """How the Triton kernels cut a call; all powers of two but `run` and `groups`.
+
+    Args:
+        chunk: tokens of a chunk.
+        stride: tokens unrolled in every loop, and between two states that the gradient kernel stores.
+        forward_tile, gradient_tile: channels of a tile in the forward kernels and in the gradient kernel.
+        forward_warps, gradient_warps: warps of a program, of 32 threads each.
+        run: chunks that one program of the gradient kernel works off, one after another.
+        groups: tiles that it works off for each chunk.
+    """
+
+    chunk: int
+    stride: int
+    forward_tile: int
+    gradient_tile: int
+    forward_warps: int
+    gradient_warps: int
+    run: int
+    groups: int
+
+
+def triton_blocks(batch: int, length: int, channels: int, states: int) -> TritonBlocks:
+    """The sizes for a call of [B, L, D] with N states.
+
+    Chunks are as long as leaves enough programs for every processor. The gradient kernel keeps all channels
+    of a chunk in one program where there are chunks enough, and then writes the gradients of B and C once;
+    where there are not, each part of the channels writes its own, summed afterwards.
+    """
+    states = _power_of_two(states)
+    tiles = math.ceil(channels / GRADIENT_TILE)
+    chunk = _power_of_two(batch * length * tiles // FORWARD_PROGRAMS)
+    chunk = min(LONGEST_CHUNK, max(SHORTEST_CHUNK, chunk))
+    chunks = batch * math.ceil(length / chunk)
+    warps = max(1, states * GRADIENT_TILE // (GRADIENT_NUMBERS * WARP))
+    programs = GRADIENT_WARPS // warps
+    splits = min(tiles, math.ceil(programs / chunks))
+    forward_tile = max(8, min(_power_of_two(channels), FORWARD_NUMBERS * WARP // states))
+    blocks = TritonBlocks(
+        chunk=chunk,
+        stride=STRIDE,
+        forward_tile=forward_tile,
+        gradient_tile=GRADIENT_TILE,
+        forward_warps=max(1, states * forward_tile // (FORWARD_NUMBERS * WARP)),
+        gradient_warps=warps,
+        run=max(1, chunks // programs),
+        groups=math.ceil(tiles / splits),
+    )
+    return _overridden(blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuBlocks:
+    """How the TPU kernels cut a call.
+
+    Args:
+        chunk: tokens of a block: a multiple of 128, or all.
+        tile: channels of a block: 128, or all.
+        vmem_limit_bytes: VMEM that the kernels may take.
+    """
+
+    chunk: int
+    tile: int
+    vmem_limit_bytes: int
+
+
+def tpu_blocks(length: int, channels: int, states: int) -> TpuBlocks:
+    """The sizes for a call of [B, L, D] with N states."""
+    longest = 2 * LANES if states <= LANES // 2 else LANES
+    chunk, tile = min(length, longest), min(channels, LANES)
+    kept_states = 4 * longest * max(states, SUBLANES) * LANES
+    return _overridden(TpuBlocks(chunk, tile, vmem_limit_bytes=kept_states + TPU_WORKING_BYTES))
+
+
+@contextlib.contextmanager
+def override_blocks(**fields: int) -> Iterator[None]:
+    """Sets those of the fields that a kernel's blocks have, for all calls traced inside."""
+    token = _overrides.set(_overrides.get() | fields)
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
+def _overridden(blocks):
+    fields = {field.name for field in dataclasses.fields(blocks)}
+    return dataclasses.replace(blocks, **{k: v for k, v in _overrides.get().items() if k in fields})
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << max(0, number - 1).bit_length()

@@ -1,0 +1,154 @@
+"""What makes a differentiable scan of a kernel's forward and backward pass.
+
+A kernel is opaque to JAX: here it learns how a kernel is differentiated (`jax.custom_vjp`), that sequences
+are independent, so that a batch sharded over devices stays where it is (`custom_partitioning`), and that a
+mapped axis is more batch (`custom_vmap`).
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+
+
+class KernelOptions(NamedTuple):
+    """The static part of a call."""
+
+    delta_softplus: bool
+    reverse: bool
+    interpret: bool
+
+
+ForwardPass = Callable[[KernelOptions, ScanArguments], tuple[jax.Array, jax.Array, Any]]
+"""-> y [B, L, D], last state [B, D, N], and arrays [B, ...] for the backward pass."""
+BackwardPass = Callable[[KernelOptions, ScanArguments, Any, jax.Array, jax.Array], ScanArguments]
+"""Arguments, arrays of the forward pass, gradients of y and of the last state -> gradients, those of the
+parameters A, D and delta_bias for each sequence alone, with [B] in front."""
+
+
+def differentiable_scan(
+    forward_pass: ForwardPass, backward_pass: BackwardPass
+) -> Callable[[KernelOptions, ScanArguments], tuple[jax.Array, jax.Array]]:
+    """(options, arguments) -> y [B, L, D] in u's dtype and the last state [B, D, N] float32."""
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def scan(options, arguments):
+        return forward(options, arguments)[0]
+
+    def forward(options, arguments):
+        def run(sequences, parameters):
+            return forward_pass(options, _merged(sequences, parameters))
+
+        y, last_state, residuals = _each_sequence(run)(*_split(arguments))
+        return (y, last_state), (arguments, residuals)
+
+    def backward(options, saved, gradients):
+        def run(batched, parameters):
+            sequences, residuals, g_y, g_last = batched
+            return backward_pass(options, _merged(sequences, parameters), residuals, g_y, g_last)
+
+        arguments, residuals = saved
+        sequences, parameters = _split(arguments)
+        g = _each_sequence(run)((sequences, residuals, *gradients), parameters)
+        g_sequences, g_parameters = _split(g)
+        # Where the batch is sharded, only this sum is one over devices.
+        return (_merged(g_sequences, jax.tree.map(lambda x: jnp.sum(x, axis=0), g_parameters)),)
+
+    scan.defvjp(forward, backward)
+    return scan
+
+
+def _split(arguments: ScanArguments) -> tuple[ScanArguments, ScanArguments]:
+    """What belongs to sequences, and the parameters that they share."""
+    parameters = arguments._replace(u=None, delta=None, B=None, C=None, z=None, h0=None)
+    return arguments._replace(A=None, D=None, delta_bias=None), parameters
+
+
+def _merged(sequences: ScanArguments, parameters: ScanArguments) -> ScanArguments:
+    pairs = zip(sequences, parameters, strict=True)
+    return ScanArguments(*(one if other is None else other for one, other in pairs))
+
+
+def _each_sequence(function):
+    """function(batched, parameters), where all leaves of `batched` and of the result have [B] in front."""
+
+    @custom_vmap
+    def mapped(batched, parameters):
+        return _partitioned(function, batched, parameters)
+
+    @mapped.def_vmap
+    def rule(size, is_mapped, batched, parameters):
+        if any(jax.tree.leaves(is_mapped[1])):
+            result = _one_by_one(function, is_mapped, (batched, parameters))
+        else:
+            fold = functools.partial(_fold, size)
+            folded = jax.tree.map(fold, batched, is_mapped[0])
+            result = jax.tree.map(functools.partial(_unfold, size), mapped(folded, parameters))
+        return result, jax.tree.map(lambda _: True, result)
+
+    return mapped
+
+
+def _fold(size, array, is_mapped):
+    """[V, B, ...] -> [V B, ...]."""
+    array = array if is_mapped else jnp.broadcast_to(array, (size, *array.shape))
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _unfold(size, array):
+    return array.reshape(size, -1, *array.shape[1:])
+
+
+def _one_by_one(function, is_mapped, arguments):
+    """Parameters of their own for each mapped call: one call after another."""
+    leaves, tree = jax.tree.flatten(arguments)
+    flags = jax.tree.leaves(is_mapped)
+
+    def call(mapped_leaves):
+        rest = iter(mapped_leaves)
+        mixed = [next(rest) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
+        return _partitioned(function, *jax.tree.unflatten(tree, mixed))
+
+    return lax.map(call, [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag])
+
+
+def _partitioned(function, batched, parameters):
+    """The call, telling the partitioner that the first axis of `batched` and of the result may be split."""
+    leaves, tree = jax.tree.flatten((batched, parameters))
+    count = len(jax.tree.leaves(batched))
+    shapes, result_tree = jax.tree.flatten(jax.eval_shape(function, batched, parameters))
+
+    def flat(*leaves):
+        return tuple(jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves))))
+
+    def partition(mesh, arguments, results):
+        # Whatever else the arrays were split along, kernels get them split along the batch alone.
+        batch_axes = arguments[0].sharding.spec[:1]
+        split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (batch_axes, ()))
+        placements = tuple(split if n < count else whole for n in range(len(arguments)))
+        return mesh, flat, (split,) * len(results), placements
+
+    names = (f"x{n}" for n in itertools.count())
+    whole = []
+
+    def factors(array, is_batched):
+        rest = list(itertools.islice(names, array.ndim - is_batched))
+        whole.extend(rest)
+        return " ".join(["b"] * is_batched + rest)
+
+    inputs = ", ".join(factors(leaf, n < count) for n, leaf in enumerate(leaves))
+    outputs = ", ".join(factors(shape, True) for shape in shapes)
+    call = custom_partitioning(flat)
+    call.def_partition(
+        partition=partition, sharding_rule=f"{inputs} -> {outputs}", need_replication_factors=tuple(whole)
+    )
+    return jax.tree.unflatten(result_tree, call(*leaves))

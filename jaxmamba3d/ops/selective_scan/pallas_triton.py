@@ -1,0 +1,395 @@
+"""The selective scan as Pallas kernels that lower through Triton, for NVIDIA GPUs.
+
+Chunks of time run in parallel. Forward: every chunk's end state from a zero start (`_summary_kernel`), the
+true state before each chunk (`join_chunks`), every chunk again from there (`_output_kernel`). The backward
+pass mirrors it (`_adjoint_summary_kernel`, `join_chunks`, `_gradient_kernel`), starting from the states
+before each chunk that the forward pass leaves.
+
+States lie channels last, [N, D], so that neighbouring threads read neighbouring channels; a program holds a
+tile of them in registers and walks the tokens of its block. Triton has no scratch memory that a program could
+index, so the gradient kernel writes one state of a chunk in `stride` to global memory, where it stays in the
+second-level cache, and recomputes those between in registers. A program reuses its part of that memory for
+one chunk after another: the memory does not grow with the sequence.
+"""
+
+import functools
+import math
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
+from jaxmamba3d.ops.selective_scan.blocks import triton_blocks
+from jaxmamba3d.ops.selective_scan.chunking import join_chunks
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions, differentiable_scan
+from jaxmamba3d.ops.selective_scan.recurrence import advance, readout, retreat
+from jaxmamba3d.ops.selective_scan.triton_tile import Call, Inputs, Tile
+
+LARGEST_STATE = 256
+OLDEST_CAPABILITY = 8.0
+
+
+def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
+    """Why this implementation cannot run a call, or None; on a CPU it runs interpreted, which is slow."""
+    if backend == "tpu":
+        return "it lowers through Triton, for NVIDIA GPUs"
+    capabilities = {d.compute_capability for d in jax.devices() if d.platform == "gpu"}
+    old = sorted(c for c in capabilities if float(c) < OLDEST_CAPABILITY)
+    if old:
+        return f"Triton needs an Ampere GPU or newer, and this one is of compute capability {old[0]}"
+    (batch, length, channels), state = arguments.u.shape, arguments.A.shape[1]
+    if batch * length * max(channels, state) >= 2**31:
+        return "its addresses are 32 bits wide, too few for sequences of 2^31 numbers in all"
+    if state > LARGEST_STATE:
+        return f"it holds at most {LARGEST_STATE} states, and A has {state}"
+    return None
+
+
+def _walk(call: Call, first_token, body, carry, *, backward: bool = False):
+    """carry = body(t, carry) for the tokens of a chunk in scan order, or against it."""
+    chunk, stride = call.blocks.chunk, call.blocks.stride
+    descending = call.options.reverse != backward
+
+    def several(k, carry):
+        for j in range(stride):
+            i = k * stride + j
+            carry = body(first_token + (chunk - 1 - i if descending else i), carry)
+        return carry
+
+    return lax.fori_loop(0, chunk // stride, several, carry)
+
+
+def _single_tile(call: Call, width: int) -> Tile:
+    """The tile of a program whose block is one chunk by one tile."""
+    return Tile(call, width, 0, pl.program_id(2) * width, pl.program_id(1) * call.blocks.chunk)
+
+
+def _decay(A):
+    """step -> exp(step A), as one instruction of the hardware, which knows powers of 2, and a product."""
+    A_2 = A * math.log2(math.e)
+    return lambda step: jnp.exp2(step * A_2)
+
+
+def _summary_kernel(call: Call, refs: Inputs, end_ref, span_ref):
+    """The state after a chunk from a zero start, and the sum of its steps."""
+    tile = _single_tile(call, call.blocks.forward_tile)
+    A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
+    decay = _decay(A)
+
+    def body(t, carry):
+        h, span = carry
+        token = tile.token(refs, t, delta_bias)
+        return advance(h, token, decay(token.delta)), span + token.delta
+
+    h, span = _walk(call, 0, body, (jnp.zeros_like(A), jnp.zeros((1, tile.width), jnp.float32)))
+    tile.add_state(end_ref, h, False)
+    tile.add_parameter(span_ref, span, False)
+
+
+def _output_kernel(call: Call, refs: Inputs, h_in_ref, y_ref):
+    """y of a chunk, from the state before it."""
+    tile = _single_tile(call, call.blocks.forward_tile)
+    A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
+    decay = _decay(A)
+
+    def body(t, h):
+        token = tile.token(refs, t, delta_bias)
+        h = advance(h, token, decay(token.delta))
+        y = skip_and_gate(readout(h, token), token.u, D, tile.row(refs.z, t))
+        tile.store_row(y_ref, t, y)
+        return h
+
+    _walk(call, 0, body, tile.state(h_in_ref))
+
+
+def _adjoint_summary_kernel(call: Call, refs: Inputs, g_ref):
+    """The gradient of the state before a chunk that the chunk's own outputs give."""
+    tile = _single_tile(call, call.blocks.forward_tile)
+    A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
+    decay = _decay(A)
+
+    def body(t, g):
+        step = tile.step(t, tile.row(refs.delta, t), delta_bias)
+        # The gate is linear in y: what it makes of y it makes of the gradient.
+        g_y = skip_and_gate(tile.row(refs.g_out, t), None, None, tile.row(refs.z, t))
+        return (g + g_y * tile.column(refs.C, t)) * decay(step)
+
+    tile.add_state(g_ref, _walk(call, 0, body, jnp.zeros_like(A), backward=True), False)
+
+
+class _Gradients(NamedTuple):
+    """Outputs of the gradient kernel, or their refs; the parameters' are sums over a program's chunks.
+
+    u, delta, z [B, L, D]; B, C [B, splits, L, N]; A [B, slots, N, D]; D, delta_bias [B, slots, 1, D];
+    states is the program's scratch memory, [B, slots, splits, chunk / stride, N, tile].
+    """
+
+    u: jax.Array
+    delta: jax.Array
+    A: jax.Array
+    B: jax.Array
+    C: jax.Array
+    D: jax.Array | None
+    z: jax.Array | None
+    delta_bias: jax.Array | None
+    states: jax.Array
+
+
+def _gradient_kernel(call: Call, refs: Inputs, h_in_ref, g_in_ref, out: _Gradients):
+    """All gradients of a block, from the states before and the gradients after its chunks."""
+    blocks = call.blocks
+    channel_offset = pl.program_id(2) * blocks.groups * blocks.gradient_tile
+    token_offset = pl.program_id(1) * blocks.run * blocks.chunk
+
+    # The last programs of an axis may have less to do.
+    chunks = jnp.minimum(blocks.run, call.chunks - pl.program_id(1) * blocks.run)
+    tiles = pl.cdiv(call.channels, blocks.gradient_tile)
+    groups = jnp.minimum(blocks.groups, tiles - pl.program_id(2) * blocks.groups)
+
+    def chunk_and_group(i, _):
+        k, group = lax.div(i, groups), lax.rem(i, groups)
+        tile = Tile(call, blocks.gradient_tile, group * blocks.gradient_tile, channel_offset, token_offset)
+        _gradient_tile(tile, refs, h_in_ref, g_in_ref, out, k, k > 0, group > 0)
+
+    lax.fori_loop(0, chunks * groups, chunk_and_group, None)
+
+
+def _gradient_tile(tile: Tile, refs: Inputs, h_in_ref, g_in_ref, out: _Gradients, k, add_chunk, add_group):
+    """The gradients of chunk k of the block for one tile of channels."""
+    call, blocks = tile.call, tile.call.blocks
+    A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
+    decay = _decay(A)
+    chunk, stride = blocks.chunk, blocks.stride
+    strides = chunk // stride
+
+    def position(s, j):
+        i = s * stride + j
+        return k * chunk + (chunk - 1 - i if call.options.reverse else i)
+
+    def store_states(s, h):
+        out.states[s] = h
+        for j in range(stride):
+            token = tile.token(refs, position(s, j), delta_bias)
+            h = advance(h, token, decay(token.delta))
+        return h
+
+    lax.fori_loop(0, strides, store_states, tile.state(h_in_ref, k))
+    _barrier(call)
+
+    def gradients(i, carry):
+        g, sums = carry
+        s = strides - 1 - i
+        states, tokens = [out.states[s]], []
+        for j in range(stride):
+            tokens.append(tile.token(refs, position(s, j), delta_bias))
+            states.append(advance(states[-1], tokens[-1], decay(tokens[-1].delta)))
+        for j in reversed(range(stride)):
+            t, token = position(s, j), tokens[j]
+            _, gate_vjp = jax.vjp(
+                skip_and_gate, readout(states[j + 1], token), token.u, D, tile.row(refs.z, t)
+            )
+            g_y, g_u, g_D, g_z = gate_vjp(tile.row(refs.g_out, t))
+            g, g_A, g_token = retreat(g, token, A, decay(token.delta), states[j], states[j + 1], g_y)
+            _, step_vjp = jax.vjp(functools.partial(tile.step, t), tile.row(refs.delta, t), delta_bias)
+            g_delta, g_bias = step_vjp(g_token.delta)
+            tile.store_row(out.u, t, g_token.u if g_u is None else g_token.u + g_u)
+            tile.store_row(out.delta, t, g_delta)
+            tile.store_row(out.z, t, g_z)
+            tile.add_column(out.B, t, g_token.B, add_group)
+            tile.add_column(out.C, t, g_token.C, add_group)
+            sums = jax.tree.map(jnp.add, sums, (g_A, g_D, g_bias))
+        return g, sums
+
+    zero = jax.tree.map(jnp.zeros_like, (A, D, delta_bias))
+    _, (g_A, g_D, g_bias) = lax.fori_loop(0, strides, gradients, (tile.state(g_in_ref, k), zero))
+    tile.add_state(out.A, g_A, add_chunk)
+    tile.add_parameter(out.D, g_D, add_chunk)
+    tile.add_parameter(out.delta_bias, g_bias, add_chunk)
+    _barrier(call)
+
+
+def _barrier(call: Call):
+    """Makes what a program wrote to global memory visible to all of its threads."""
+    if not call.options.interpret:
+        plt.debug_barrier()
+
+
+def _call(options: KernelOptions, inputs: Inputs) -> Call:
+    (batch, length, channels), states = inputs.u.shape, inputs.A.shape[0]
+    return Call(options, length, channels, states, triton_blocks(batch, length, channels, states))
+
+
+def _token_block(call: Call, tokens: int, width: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, tokens, width), lambda b, s, c: (b, s, c))
+
+
+def _input_blocks(call: Call, inputs: Inputs, tokens: int, channels: int) -> Inputs:
+    """Blocks of the inputs for programs of so many tokens and channels."""
+    row = _token_block(call, tokens, channels)
+    column = pl.BlockSpec((None, tokens, call.state_tile), lambda b, s, c: (b, s, 0))
+    parameter = pl.BlockSpec((1, channels), lambda b, s, c: (0, c))
+    decay = pl.BlockSpec((call.state_tile, channels), lambda b, s, c: (0, c))
+    specs = Inputs(row, row, decay, column, column, parameter, row, parameter, row)
+    return Inputs(*(None if x is None else spec for x, spec in zip(inputs, specs, strict=True)))
+
+
+def _state_block(call: Call, chunks: int | None, channels: int) -> pl.BlockSpec:
+    """Of arrays [B, chunks, N, D]; `chunks` None: one chunk a program, and the block lacks that axis."""
+    return pl.BlockSpec((None, chunks, call.state_tile, channels), lambda b, s, c: (b, s, 0, c))
+
+
+def _pallas_call(call: Call, kernel, name: str, warps: int, **options):
+    with warnings.catch_warnings():
+        # jax 0.11 and newer announce that this lowering will be removed some day.
+        warnings.filterwarnings("ignore", ".*Triton.*", DeprecationWarning)
+        return pl.pallas_call(
+            functools.partial(kernel, call),
+            name=f"selective_scan_{name}",
+            interpret=call.options.interpret,
+            compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
+            **options,
+        )
+
+
+def _forward_call(call: Call, kernel, name: str, inputs: Inputs, states, out_shape, out_specs):
+    """A kernel whose program is one chunk by one tile."""
+    blocks = call.blocks
+    batch, width = inputs.u.shape[0], blocks.forward_tile
+    return _pallas_call(
+        call,
+        kernel,
+        name,
+        blocks.forward_warps,
+        grid=(batch, call.chunks, pl.cdiv(call.channels, width)),
+        in_specs=[
+            _input_blocks(call, inputs, blocks.chunk, width),
+            *(_state_block(call, None, width) for _ in states),
+        ],
+        out_shape=out_shape,
+        out_specs=out_specs,
+    )(inputs, *states)
+
+
+def _forward_pass(options: KernelOptions, arguments: ScanArguments):
+    inputs = _inputs(arguments)
+    call = _call(options, inputs)
+    batch, width = inputs.u.shape[0], call.blocks.forward_tile
+    state = (call.states, call.channels)
+    h0 = jnp.zeros((batch, *state)) if arguments.h0 is None else jnp.swapaxes(arguments.h0, 1, 2)
+    ends, spans = _forward_call(
+        call,
+        _summary_kernel,
+        "summary",
+        inputs._replace(C=None, D=None, z=None),
+        (),
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, call.chunks, *state), jnp.float32),
+            jax.ShapeDtypeStruct((batch, call.chunks, 1, call.channels), jnp.float32),
+        ],
+        out_specs=[
+            _state_block(call, None, width),
+            pl.BlockSpec((None, None, 1, width), lambda b, s, c: (b, s, 0, c)),
+        ],
+    )
+    h_in, last_state = join_chunks(ends, spans, inputs.A, h0, reverse=call.options.reverse)
+    (y,) = _forward_call(
+        call,
+        _output_kernel,
+        "output",
+        inputs,
+        (h_in,),
+        out_shape=[jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype)],
+        out_specs=[_token_block(call, call.blocks.chunk, width)],
+    )
+    return y, jnp.swapaxes(last_state, 1, 2), (h_in, spans)
+
+
+def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
+    h_in, spans = residuals
+    inputs = _inputs(arguments, g_out)
+    call = _call(options, inputs)
+    blocks, batch = call.blocks, inputs.u.shape[0]
+    (g_ends,) = _forward_call(
+        call,
+        _adjoint_summary_kernel,
+        "adjoint_summary",
+        inputs._replace(B=None, D=None),
+        (),
+        out_shape=[jax.ShapeDtypeStruct(h_in.shape, jnp.float32)],
+        out_specs=[_state_block(call, None, blocks.forward_tile)],
+    )
+    g_in, g_h0 = join_chunks(
+        g_ends, spans, inputs.A, jnp.swapaxes(g_last, 1, 2), reverse=not call.options.reverse
+    )
+
+    slots = pl.cdiv(call.chunks, blocks.run)
+    width = blocks.groups * blocks.gradient_tile
+    splits = pl.cdiv(call.channels, width)
+    tokens = blocks.run * blocks.chunk
+    row = _token_block(call, tokens, width)
+    column = pl.BlockSpec((None, None, tokens, call.state_tile), lambda b, s, c: (b, c, s, 0))
+    parameter = pl.BlockSpec((None, None, 1, width), lambda b, s, c: (b, s, 0, c))
+    scratch = (blocks.chunk // blocks.stride, call.state_tile, blocks.gradient_tile)
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((batch, *shape), dtype)
+
+    def like(x):
+        return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    states, channels, length = call.states, call.channels, call.length
+    shapes = _Gradients(
+        u=like(inputs.u),
+        delta=like(inputs.delta),
+        A=array(slots, states, channels),
+        B=array(splits, length, states),
+        C=array(splits, length, states),
+        D=None if inputs.D is None else array(slots, 1, channels),
+        z=like(inputs.z),
+        delta_bias=None if inputs.delta_bias is None else array(slots, 1, channels),
+        states=array(slots, splits, *scratch),
+    )
+    specs = _Gradients(
+        u=row,
+        delta=row,
+        A=_state_block(call, None, width),
+        B=column,
+        C=column,
+        D=parameter,
+        z=row,
+        delta_bias=parameter,
+        states=pl.BlockSpec((None, None, None, *scratch), lambda b, s, c: (b, s, c, 0, 0, 0)),
+    )
+    specs = _Gradients(*(None if x is None else spec for x, spec in zip(shapes, specs, strict=True)))
+    (g,) = _pallas_call(
+        call,
+        _gradient_kernel,
+        "gradient",
+        blocks.gradient_warps,
+        grid=(batch, slots, splits),
+        in_specs=[
+            _input_blocks(call, inputs, tokens, width),
+            *[_state_block(call, blocks.run, width)] * 2,
+        ],
+        out_shape=[shapes],
+        out_specs=[specs],
+    )(inputs, h_in, g_in)
+    g_B, g_C = (jnp.sum(x, axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C)))
+    g_D, g_bias = (None if x is None else jnp.sum(x, axis=(1, 2)) for x in (g.D, g.delta_bias))
+    g_A, g_h0 = (jnp.swapaxes(x, 1, 2) for x in (jnp.sum(g.A, axis=1), g_h0))
+    g_h0 = None if arguments.h0 is None else g_h0
+    return ScanArguments(g.u, g.delta, g_A, g_B, g_C, g_D, g.z, g_bias, g_h0)
+
+
+def _inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> Inputs:
+    u, delta, A, B, C, D, z, delta_bias, _ = arguments
+    D, delta_bias = (None if x is None else x[None] for x in (D, delta_bias))
+    return Inputs(u, delta, A.T, B, C, D, z, delta_bias, g_out)
+
+
+scan = differentiable_scan(_forward_pass, _backward_pass)

@@ -1,0 +1,166 @@
+"""The tile that a program of the Triton kernels holds: masked reads and writes of its channels and states."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from jaxmamba3d.ops.selective_scan.arguments import step_size
+from jaxmamba3d.ops.selective_scan.blocks import TritonBlocks
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
+from jaxmamba3d.ops.selective_scan.recurrence import Token
+
+
+class Inputs(NamedTuple):
+    """Arrays of a call in the kernels' layout, or their refs; None where absent.
+
+    u, delta, z, g_out [B, L, D]; B, C [B, L, N]; A [N, D]; D, delta_bias [1, D].
+    """
+
+    u: jax.Array
+    delta: jax.Array
+    A: jax.Array
+    B: jax.Array
+    C: jax.Array
+    D: jax.Array | None
+    z: jax.Array | None
+    delta_bias: jax.Array | None
+    g_out: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """The static part of a call, and how it is cut.
+
+    A program's block is `run` chunks of `chunk` tokens by `groups` tiles of `tile` channels, all states.
+    """
+
+    options: KernelOptions
+    length: int
+    channels: int
+    states: int
+    blocks: TritonBlocks
+
+    @property
+    def chunks(self) -> int:
+        return pl.cdiv(self.length, self.blocks.chunk)
+
+    @property
+    def state_tile(self) -> int:
+        return pl.next_power_of_2(self.states)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where a program is: a tile of channels in its block, and masks where arrays end inside of blocks."""
+
+    call: Call
+    width: int
+    first_channel: jax.Array  # in the block
+    channel_offset: jax.Array  # of the block in the array
+    token_offset: jax.Array
+
+    @property
+    def channels(self):
+        return pl.ds(self.first_channel, self.width)
+
+    @property
+    def states(self):
+        return pl.ds(0, self.call.state_tile)
+
+    def row_mask(self, valid: jax.Array | None = None) -> jax.Array | None:
+        """[1, width]."""
+        mask = None
+        if self.call.channels % self.width:
+            channel = (
+                self.channel_offset + self.first_channel + lax.broadcasted_iota(jnp.int32, (1, self.width), 1)
+            )
+            mask = channel < self.call.channels
+        return _both(mask, valid, (1, self.width))
+
+    def column_mask(self, valid: jax.Array | None = None) -> jax.Array | None:
+        """[N]."""
+        shape, mask = (self.call.state_tile,), None
+        if self.call.states != self.call.state_tile:
+            mask = lax.broadcasted_iota(jnp.int32, shape, 0) < self.call.states
+        return _both(mask, valid, shape)
+
+    def tile_mask(self) -> jax.Array | None:
+        """[N, width]."""
+        row, column = self.row_mask(), self.column_mask()
+        if row is None:
+            return None if column is None else jnp.broadcast_to(column[:, None], (column.size, self.width))
+        if column is None:
+            return jnp.broadcast_to(row, (self.call.state_tile, self.width))
+        return row & column[:, None]
+
+    def valid(self, t: jax.Array) -> jax.Array | None:
+        """Whether token t of the block is one of the sequence; None: all are."""
+        return self.token_offset + t < self.call.length if self.call.length % self.call.blocks.chunk else None
+
+    def row(self, ref, t):
+        """Channels of a token, or of a parameter with t = 0: [1, width] float32; None stays None."""
+        if ref is None:
+            return None
+        mask = self.row_mask(self.valid(t))
+        return _load(ref.at[pl.ds(t, 1), self.channels], mask).astype(jnp.float32)
+
+    def parameter(self, ref):
+        return None if ref is None else _load(ref.at[pl.ds(0, 1), self.channels], self.row_mask())
+
+    def column(self, ref, t):
+        """States of a token, [N, 1] float32; None stays None."""
+        if ref is None:
+            return None
+        return _load(ref.at[t, self.states], self.column_mask(self.valid(t))).astype(jnp.float32)[:, None]
+
+    def state(self, ref, *chunk):
+        """[N, width], of a chunk where the block holds several."""
+        return _load(ref.at[*chunk, self.states, self.channels], self.tile_mask())
+
+    def step(self, t, delta, delta_bias):
+        """The step of token t from the delta given, 0 beyond the sequence."""
+        step, valid = step_size(delta, delta_bias, self.call.options.delta_softplus), self.valid(t)
+        return step if valid is None else jnp.where(valid, step, 0.0)
+
+    def token(self, refs: Inputs, t, delta_bias) -> Token:
+        step = self.step(t, self.row(refs.delta, t), delta_bias)
+        return Token(self.row(refs.u, t), step, self.column(refs.B, t), self.column(refs.C, t))
+
+    def store_row(self, ref, t, value):
+        if ref is not None:
+            mask = self.row_mask(self.valid(t))
+            plt.store(ref.at[pl.ds(t, 1), self.channels], value.astype(ref.dtype), mask=mask)
+
+    def add_column(self, ref, t, value, add):
+        """Adds [N, 1] to what the program stored before, or begins."""
+        place, mask = ref.at[t, self.states], self.column_mask(self.valid(t))
+        plt.store(place, _begun(place, mask, add) + value[:, 0], mask=mask)
+
+    def add_state(self, ref, value, add):
+        place, mask = ref.at[self.states, self.channels], self.tile_mask()
+        plt.store(place, _begun(place, mask, add) + value, mask=mask)
+
+    def add_parameter(self, ref, value, add):
+        if ref is not None:
+            place, mask = ref.at[pl.ds(0, 1), self.channels], self.row_mask()
+            plt.store(place, _begun(place, mask, add) + value, mask=mask)
+
+
+def _both(mask, valid, shape):
+    if valid is None:
+        return mask
+    return jnp.full(shape, valid) if mask is None else mask & valid
+
+
+def _load(place, mask):
+    return plt.load(place, mask=mask, other=None if mask is None else 0)
+
+
+def _begun(place, mask, add):
+    """What is stored there, or 0 where `add` is False and there is nothing yet."""
+    return 0.0 if add is False else jnp.where(add, _load(place, mask), 0.0)

@@ -1,0 +1,58 @@
+"""The bench of the scan: its shapes, its floors, and what it writes."""
+
+import json
+
+import pytest
+
+from jaxmamba3d.bench.floors import ChipRates, chip_rates, floor_seconds
+from jaxmamba3d.bench.scan import bench_scan
+from jaxmamba3d.bench.shapes import ScanShape, paper_shapes
+
+
+def test_the_paper_s_longest_scans_come_first():
+    shapes = paper_shapes()
+    assert shapes[0].size == (2, 128**3, 64, 32)
+    assert shapes[0].where == "brain_tumour stage 0"
+    assert len({shape.size for shape in shapes}) == len(shapes)
+    deepest = {shape.size: shape.where for shape in shapes if shape.length == 4**3}
+    assert deepest[2, 64, 640, 64] == "brain_tumour stage 5 of multisegmamba"
+    assert deepest[2, 64, 640, 256] == "brain_tumour stage 5 of segmamba, bisegmamba, segmambaskip"
+    assert all(shape.states <= 64 for shape in paper_shapes(nets=["multisegmamba"]))
+    with pytest.raises(ValueError, match="datasets must be one of brain_tumour, acdc, synapse, got 'liver'"):
+        paper_shapes(["liver"])
+
+
+def test_the_floor_is_the_slower_of_exponentials_and_bytes():
+    shape = ScanShape(1, 1000, 10, 4, "")
+    fast_memory, slow_memory = ChipRates(1e6, 1e12), ChipRates(1e12, 1e6)
+    assert floor_seconds(shape, fast_memory, bytes_per_number=4, backward=False) == pytest.approx(0.08)
+    assert floor_seconds(shape, fast_memory, bytes_per_number=4, backward=True) == pytest.approx(0.16)
+    # u, delta, z, y of 10 channels and B, C of 4 states.
+    assert floor_seconds(shape, slow_memory, bytes_per_number=2, backward=False) == pytest.approx(0.096)
+    assert chip_rates("NVIDIA H100 80GB HBM3").bytes == 3.35e12
+    assert chip_rates("cpu") is None
+
+
+def test_a_small_bench(tmp_path):
+    shapes = [
+        ScanShape(1, 70, 4, 3, "somewhere"),
+        ScanShape(1, 4, 4, 300, "wide"),
+        ScanShape(1, 999, 4, 3, "long"),
+    ]
+    names = ["xla_sequential", "pallas_triton"]
+    rows = bench_scan(shapes, names, ["float32"], tmp_path / "out", repeats=2, longest=100)
+    ours = [row for row in rows if row.implementation in names]
+    assert len(ours) == 2 * 2 * 2 * 2
+    assert {row.length for row in ours} == {70, 4}
+    for row in ours:
+        if row.implementation == "pallas_triton" and row.states == 300:
+            assert row.milliseconds is None
+            assert row.note == "it holds at most 256 states, and A has 300"
+        else:
+            assert row.tokens_per_second == pytest.approx(row.length / row.milliseconds * 1e3)
+    found = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert len(found["rows"]) == len(rows)
+    table = (tmp_path / "out" / "scan.md").read_text()
+    assert "| xla_sequential | 1 | 70 | 4 | 3 | float32 | forward | forward + gradient |" in table
+    assert "- B 1, L 70, D 4, N 3: somewhere" in table
+    assert (tmp_path / "out" / "scan.png").stat().st_size > 1000

@@ -1,0 +1,152 @@
+"""The kernels lower for the chips they are meant for, on hosts that have none."""
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmamba3d.checks import UnsupportedError
+from jaxmamba3d.ops.backend import compile_for
+from jaxmamba3d.ops.selective_scan import selective_scan
+
+KERNELS = {"pallas_triton": ("gpu", "cuda"), "pallas_mosaic_tpu": ("tpu", "tpu")}
+SHAPES = [(2, 65536, 64, 32), (1, 53, 5, 7), (1, 64, 640, 256), (1, 1000, 33, 100)]
+
+
+def abstract_arguments(batch, length, channels, state, dtype, place=None):
+    def array(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    float32 = functools.partial(array, dtype=jnp.float32)
+    return {
+        "u": array(batch, length, channels),
+        "delta": array(batch, length, channels),
+        "A": float32(channels, state),
+        "B": array(batch, length, state),
+        "C": array(batch, length, state),
+        "D": float32(channels),
+        "z": array(batch, length, channels),
+        "delta_bias": float32(channels),
+        "h0": float32(batch, channels, state),
+    }
+
+
+def forward_and_backward(implementation, reverse, arguments, g_y, g_last):
+    scan = functools.partial(
+        selective_scan,
+        delta_softplus=True,
+        reverse=reverse,
+        return_last_state=True,
+        implementation=implementation,
+    )
+    y, vjp = jax.vjp(lambda arguments: scan(**arguments), arguments)
+    return y, vjp((g_y, g_last))
+
+
+@contextlib.contextmanager
+def a_gpu():
+    """Newer versions of jax ask for the GPU's kind when they lower a Triton kernel."""
+    if jax.__version_info__ < (0, 11):
+        yield
+        return
+    from jax._src.mesh import AbstractDevice
+
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    axis = jax.sharding.AxisType.Auto
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=(axis,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield
+
+
+def lowered(implementation, shape, dtype, reverse=False):
+    backend, platform = KERNELS[implementation]
+    arguments = abstract_arguments(*shape, dtype)
+    gradients = arguments["u"], arguments["h0"]
+    function = functools.partial(forward_and_backward, implementation, reverse)
+    with compile_for(backend), a_gpu() if backend == "gpu" else contextlib.nullcontext():
+        traced = jax.jit(function).trace(arguments, *gradients)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_it_lowers(implementation, shape, dtype):
+    text = lowered(implementation, shape, dtype, reverse=True)
+    target = {"pallas_triton": r"@__gpu\$xla\.gpu\.triton", "pallas_mosaic_tpu": "@tpu_custom_call"}
+    kernels = {"pallas_triton": 4, "pallas_mosaic_tpu": 2}
+    assert len(re.findall(target[implementation], text)) == kernels[implementation]
+
+
+@pytest.mark.parametrize(("backend", "kernel"), [("gpu", "pallas_triton"), ("tpu", "pallas_mosaic_tpu")])
+def test_it_is_the_choice_on_its_chip_and_said_once(backend, kernel, caplog):
+    arguments = abstract_arguments(1, 300, 4, 3, "float32")
+    with compile_for(backend), caplog.at_level(logging.INFO, "jaxmamba3d"):
+        for _ in range(2):
+            jaxpr = str(jax.make_jaxpr(lambda a: selective_scan(**a))(arguments))
+    assert "selective_scan_" in jaxpr
+    assert [r.message for r in caplog.records].count(f"selective_scan on {backend}: {kernel}") <= 1
+
+
+def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
+    wide = abstract_arguments(1, 8, 4, 257, "float32")
+    with compile_for("gpu"):
+        with pytest.raises(
+            UnsupportedError, match=r"pallas_triton cannot run this call: .* at most 256 states"
+        ):
+            jax.eval_shape(functools.partial(selective_scan, implementation="pallas_triton"), **wide)
+        assert "selective_scan_" not in str(jax.make_jaxpr(lambda a: selective_scan(**a))(wide))
+        with pytest.raises(UnsupportedError, match="it lowers through Mosaic, for TPUs"):
+            jax.eval_shape(functools.partial(selective_scan, implementation="pallas_mosaic_tpu"), **wide)
+
+
+AHEAD_OF_TIME = """
+import sys
+import jax, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+sys.path.insert(0, "tests/ops")
+from test_kernel_lowering import abstract_arguments, forward_and_backward
+from jaxmamba3d.ops.backend import compile_for
+
+chip, *shape = sys.argv[1].split()
+topology = topologies.get_topology_desc(platform="tpu", topology_name=chip)
+place = NamedSharding(Mesh(np.array(topology.devices[:1]), ("x",)), PartitionSpec())
+arguments = abstract_arguments(*map(int, shape), sys.argv[2], place)
+with compile_for("tpu"):
+    function = jax.jit(lambda a, y, h: forward_and_backward("pallas_mosaic_tpu", False, a, y, h))
+    memory = function.lower(arguments, arguments["u"], arguments["h0"]).compile().memory_analysis()
+print("temporaries MB", memory.temp_size_in_bytes / 2**20)
+"""
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 2097152, 64, 32), (2, 64, 640, 256)], ids=str)
+@pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_it_compiles_for_a_tpu(chip, shape, dtype, record_property):
+    """In a process of its own, because libtpu is set up by the environment; pytest -m aot."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install libtpu")
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
+    call = [sys.executable, "-c", AHEAD_OF_TIME, " ".join(map(str, (chip, *shape))), dtype]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    megabytes = float(done.stdout.split()[-1])
+    record_property("temporaries MB", megabytes)
+    print(f"{chip} {shape} {dtype}: temporaries {megabytes:.0f} MB")  # noqa: T201
+    # Less than one of the sequences, and far less than the 34 GB of all states.
+    assert megabytes * 2**20 < shape[0] * shape[1] * shape[2] * 4 + 2**24
