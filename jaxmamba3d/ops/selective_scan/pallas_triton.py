@@ -14,7 +14,6 @@ one chunk after another: the memory does not grow with the sequence.
 
 import functools
 import math
-import warnings
 from typing import NamedTuple
 
 import jax
@@ -244,16 +243,13 @@ def _state_block(call: Call, chunks: int | None, channels: int) -> pl.BlockSpec:
 
 
 def _pallas_call(call: Call, kernel, name: str, warps: int, **options):
-    with warnings.catch_warnings():
-        # jax 0.11 and newer announce that this lowering will be removed some day.
-        warnings.filterwarnings("ignore", ".*Triton.*", DeprecationWarning)
-        return pl.pallas_call(
-            functools.partial(kernel, call),
-            name=f"selective_scan_{name}",
-            interpret=call.options.interpret,
-            compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
-            **options,
-        )
+    return pl.pallas_call(
+        functools.partial(kernel, call),
+        name=f"selective_scan_{name}",
+        interpret=call.options.interpret,
+        compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
+        **options,
+    )
 
 
 def _forward_call(call: Call, kernel, name: str, inputs: Inputs, states, out_shape, out_specs):
