@@ -28,6 +28,36 @@ class KernelOptions(NamedTuple):
     interpret: bool
 
 
+class KernelInputs(NamedTuple):
+    """Arrays of a call as kernels take them, their blocks, or their refs; None where absent.
+
+    u, delta, z, g_out [B, L, D]; B, C [B, L, N]; A [N, D]; D, delta_bias [1, D].
+    """
+
+    u: Any
+    delta: Any
+    A: Any
+    B: Any
+    C: Any
+    D: Any
+    z: Any
+    delta_bias: Any
+    g_out: Any = None
+
+
+def kernel_inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
+    """The arrays of a call, parameters with channels last."""
+    u, delta, A, B, C, D, z, delta_bias, _ = arguments
+    D, delta_bias = (None if x is None else x[None] for x in (D, delta_bias))
+    return KernelInputs(u, delta, A.T, B, C, D, z, delta_bias, g_out)
+
+
+def where_present(fields: NamedTuple, arrays: NamedTuple) -> NamedTuple:
+    """`fields` with None where `arrays` has None."""
+    pairs = zip(fields, arrays, strict=True)
+    return type(fields)(*(None if array is None else field for field, array in pairs))
+
+
 ForwardPass = Callable[[KernelOptions, ScanArguments], tuple[jax.Array, jax.Array, Any]]
 """-> y [B, L, D], last state [B, D, N], and arrays [B, ...] for the backward pass."""
 BackwardPass = Callable[[KernelOptions, ScanArguments, Any, jax.Array, jax.Array], ScanArguments]

@@ -16,11 +16,16 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import LANES, tpu_blocks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions, differentiable_scan
+from jaxmamba3d.ops.selective_scan.kernel_scan import (
+    KernelInputs,
+    KernelOptions,
+    differentiable_scan,
+    kernel_inputs,
+    where_present,
+)
 from jaxmamba3d.ops.selective_scan.recurrence import advance, readout, retreat
 from jaxmamba3d.ops.selective_scan.tpu_block import (
     Call,
-    Inputs,
     TokenScratch,
     order_of,
     read_rows,
@@ -43,7 +48,9 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     return None
 
 
-def _forward_kernel(call: Call, refs: Inputs, h0_ref, y_ref, h_in_ref, last_ref, scratch, state, y_rows):
+def _forward_kernel(
+    call: Call, refs: KernelInputs, h0_ref, y_ref, h_in_ref, last_ref, scratch, state, y_rows
+):
     """y of a chunk, and the state before it; `state` holds the running states of all tiles."""
     tile = pl.program_id(2)
     h = jnp.where(pl.program_id(1) == 0, read_tile(call, h0_ref), state[tile])
@@ -66,23 +73,6 @@ def _forward_kernel(call: Call, refs: Inputs, h0_ref, y_ref, h_in_ref, last_ref,
     y_ref[...] = turned_block(y, call.channels).astype(y_ref.dtype)
 
 
-class _Gradients(NamedTuple):
-    """Outputs of the gradient kernel, or their refs.
-
-    u, delta, z, B, C like the inputs; A, h0 [B, tiles, N, tile]; D, delta_bias [B, tiles, 1, tile].
-    """
-
-    u: jax.Array
-    delta: jax.Array
-    A: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array | None
-    z: jax.Array | None
-    delta_bias: jax.Array | None
-    h0: jax.Array
-
-
 class _GradientScratch(NamedTuple):
     """VMEM of the gradient kernel: states before the tokens [T, N, D]; y, its gradient, and the gradients of
     the tokens as rows; the running gradient of the state of each tile [tiles, N, D]."""
@@ -94,8 +84,14 @@ class _GradientScratch(NamedTuple):
     g: Any
 
 
-def _gradient_kernel(call: Call, refs: Inputs, h_in_ref, g_last_ref, out, scratch, own: _GradientScratch):
-    """All gradients of a chunk, from the state before it and the gradient of the state after it."""
+def _gradient_kernel(
+    call: Call, refs: KernelInputs, h_in_ref, g_last_ref, out, scratch, own: _GradientScratch
+):
+    """All gradients of a chunk, from the state before it and the gradient of the state after it.
+
+    u, delta, z, B and C of `out` are like the inputs; A and h0 are [tiles, N, tile], D and delta_bias
+    [tiles, 1, tile].
+    """
     step, tile = pl.program_id(1), pl.program_id(2)
     g = jnp.where(step == 0, read_tile(call, g_last_ref), own.g[tile])
     u, delta = scratch.fill(call, refs, True)
@@ -149,7 +145,7 @@ def _add(ref, index, value, begun):
     ref[index] = (jnp.where(begun, ref[index], 0.0) + value).astype(ref.dtype)
 
 
-def _input_blocks(call: Call, inputs: Inputs, backward: bool) -> Inputs:
+def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInputs:
     chunk, tile = call.blocks.chunk, call.blocks.tile
 
     def sequence(width, block_width, position):
@@ -164,8 +160,8 @@ def _input_blocks(call: Call, inputs: Inputs, backward: bool) -> Inputs:
     column = sequence(call.states, call.states, lambda d: 0)
     parameter = pl.BlockSpec((1, tile), lambda b, s, d: (0, d))
     decay = pl.BlockSpec((call.states, tile), lambda b, s, d: (0, d))
-    specs = Inputs(row, row, decay, column, column, parameter, row, parameter, row)
-    return Inputs(*(None if x is None else spec for x, spec in zip(inputs, specs, strict=True)))
+    blocks = KernelInputs(row, row, decay, column, column, parameter, row, parameter, row)
+    return where_present(blocks, inputs)
 
 
 def _border_block(call: Call, backward: bool) -> pl.BlockSpec:
@@ -223,12 +219,12 @@ def _turned(array, width: int):
     return array if array is None or width >= LANES else jnp.swapaxes(array, 1, 2)
 
 
-def _inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> Inputs:
-    u, delta, A, B, C, D, z, delta_bias, _ = arguments
-    D, delta_bias = (None if x is None else x[None] for x in (D, delta_bias))
-    u, delta, z, g_out = (_turned(x, A.shape[0]) for x in (u, delta, z, g_out))
-    B, C = (_turned(x, A.shape[1]) for x in (B, C))
-    return Inputs(u, delta, A.T, B, C, D, z, delta_bias, g_out)
+def _inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
+    """With time last where sequences are narrow."""
+    channels, states = arguments.A.shape
+    inputs = kernel_inputs(arguments, g_out)
+    rows = {name: _turned(getattr(inputs, name), channels) for name in ("u", "delta", "z", "g_out")}
+    return inputs._replace(**rows, B=_turned(inputs.B, states), C=_turned(inputs.C, states))
 
 
 def _forward_pass(options: KernelOptions, arguments: ScanArguments):
@@ -270,7 +266,7 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
         return None if array is None else (jax.ShapeDtypeStruct(array.shape, dtype or array.dtype), block)
 
     sum_dtype = None if call.tiles == 1 else jnp.float32  # of the sums over tiles in B and C
-    outputs = _Gradients(
+    outputs = ScanArguments(
         u=pair(inputs.u, blocks.u),
         delta=pair(inputs.delta, blocks.delta),
         A=tiled_state,
@@ -282,7 +278,7 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
         h0=tiled_state,
     )
     shapes, specs = (
-        _Gradients(*(None if output is None else output[i] for output in outputs)) for i in range(2)
+        ScanArguments(*(None if output is None else output[i] for output in outputs)) for i in range(2)
     )
     chunk, tile = call.blocks.chunk, call.blocks.tile
     row = pltpu.VMEM((chunk, tile), jnp.float32)

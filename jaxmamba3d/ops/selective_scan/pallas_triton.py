@@ -14,7 +14,6 @@ one chunk after another: the memory does not grow with the sequence.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,15 @@ from jax.experimental.pallas import triton as plt
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import triton_blocks
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions, differentiable_scan
+from jaxmamba3d.ops.selective_scan.kernel_scan import (
+    KernelInputs,
+    KernelOptions,
+    differentiable_scan,
+    kernel_inputs,
+    where_present,
+)
 from jaxmamba3d.ops.selective_scan.recurrence import advance, readout, retreat
-from jaxmamba3d.ops.selective_scan.triton_tile import Call, Inputs, Tile
+from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
 
 LARGEST_STATE = 256
 OLDEST_CAPABILITY = 8.0
@@ -74,7 +79,7 @@ def _decay(A):
     return lambda step: jnp.exp2(step * A_2)
 
 
-def _summary_kernel(call: Call, refs: Inputs, end_ref, span_ref):
+def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
     """The state after a chunk from a zero start, and the sum of its steps."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
@@ -90,7 +95,7 @@ def _summary_kernel(call: Call, refs: Inputs, end_ref, span_ref):
     tile.add_parameter(span_ref, span, False)
 
 
-def _output_kernel(call: Call, refs: Inputs, h_in_ref, y_ref):
+def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
     """y of a chunk, from the state before it."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
@@ -106,7 +111,7 @@ def _output_kernel(call: Call, refs: Inputs, h_in_ref, y_ref):
     _walk(call, 0, body, tile.state(h_in_ref))
 
 
-def _adjoint_summary_kernel(call: Call, refs: Inputs, g_ref):
+def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     """The gradient of the state before a chunk that the chunk's own outputs give."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
@@ -121,26 +126,12 @@ def _adjoint_summary_kernel(call: Call, refs: Inputs, g_ref):
     tile.add_state(g_ref, _walk(call, 0, body, jnp.zeros_like(A), backward=True), False)
 
 
-class _Gradients(NamedTuple):
-    """Outputs of the gradient kernel, or their refs; the parameters' are sums over a program's chunks.
+def _gradient_kernel(call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, states_ref):
+    """All gradients of a block, from the states before and the gradients after its chunks.
 
-    u, delta, z [B, L, D]; B, C [B, splits, L, N]; A [B, slots, N, D]; D, delta_bias [B, slots, 1, D];
-    states is the program's scratch memory, [B, slots, splits, chunk / stride, N, tile].
+    Those of the parameters are sums over the block, those of B and C over its channels. `states_ref` is the
+    program's memory for states, [chunk / stride, N, tile].
     """
-
-    u: jax.Array
-    delta: jax.Array
-    A: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array | None
-    z: jax.Array | None
-    delta_bias: jax.Array | None
-    states: jax.Array
-
-
-def _gradient_kernel(call: Call, refs: Inputs, h_in_ref, g_in_ref, out: _Gradients):
-    """All gradients of a block, from the states before and the gradients after its chunks."""
     blocks = call.blocks
     channel_offset = pl.program_id(2) * blocks.groups * blocks.gradient_tile
     token_offset = pl.program_id(1) * blocks.run * blocks.chunk
@@ -153,12 +144,12 @@ def _gradient_kernel(call: Call, refs: Inputs, h_in_ref, g_in_ref, out: _Gradien
     def chunk_and_group(i, _):
         k, group = lax.div(i, groups), lax.rem(i, groups)
         tile = Tile(call, blocks.gradient_tile, group * blocks.gradient_tile, channel_offset, token_offset)
-        _gradient_tile(tile, refs, h_in_ref, g_in_ref, out, k, k > 0, group > 0)
+        _gradient_tile(tile, refs, h_in_ref, g_in_ref, out, states_ref, k, k > 0, group > 0)
 
     lax.fori_loop(0, chunks * groups, chunk_and_group, None)
 
 
-def _gradient_tile(tile: Tile, refs: Inputs, h_in_ref, g_in_ref, out: _Gradients, k, add_chunk, add_group):
+def _gradient_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, states_ref, k, add_chunk, add_group):
     """The gradients of chunk k of the block for one tile of channels."""
     call, blocks = tile.call, tile.call.blocks
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
@@ -171,7 +162,7 @@ def _gradient_tile(tile: Tile, refs: Inputs, h_in_ref, g_in_ref, out: _Gradients
         return k * chunk + (chunk - 1 - i if call.options.reverse else i)
 
     def store_states(s, h):
-        out.states[s] = h
+        states_ref[s] = h
         for j in range(stride):
             token = tile.token(refs, position(s, j), delta_bias)
             h = advance(h, token, decay(token.delta))
@@ -183,7 +174,7 @@ def _gradient_tile(tile: Tile, refs: Inputs, h_in_ref, g_in_ref, out: _Gradients
     def gradients(i, carry):
         g, sums = carry
         s = strides - 1 - i
-        states, tokens = [out.states[s]], []
+        states, tokens = [states_ref[s]], []
         for j in range(stride):
             tokens.append(tile.token(refs, position(s, j), delta_bias))
             states.append(advance(states[-1], tokens[-1], decay(tokens[-1].delta)))
@@ -218,7 +209,7 @@ def _barrier(call: Call):
         plt.debug_barrier()
 
 
-def _call(options: KernelOptions, inputs: Inputs) -> Call:
+def _call(options: KernelOptions, inputs: KernelInputs) -> Call:
     (batch, length, channels), states = inputs.u.shape, inputs.A.shape[0]
     return Call(options, length, channels, states, triton_blocks(batch, length, channels, states))
 
@@ -227,14 +218,14 @@ def _token_block(call: Call, tokens: int, width: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, tokens, width), lambda b, s, c: (b, s, c))
 
 
-def _input_blocks(call: Call, inputs: Inputs, tokens: int, channels: int) -> Inputs:
+def _input_blocks(call: Call, inputs: KernelInputs, tokens: int, channels: int) -> KernelInputs:
     """Blocks of the inputs for programs of so many tokens and channels."""
     row = _token_block(call, tokens, channels)
     column = pl.BlockSpec((None, tokens, call.state_tile), lambda b, s, c: (b, s, 0))
     parameter = pl.BlockSpec((1, channels), lambda b, s, c: (0, c))
     decay = pl.BlockSpec((call.state_tile, channels), lambda b, s, c: (0, c))
-    specs = Inputs(row, row, decay, column, column, parameter, row, parameter, row)
-    return Inputs(*(None if x is None else spec for x, spec in zip(inputs, specs, strict=True)))
+    blocks = KernelInputs(row, row, decay, column, column, parameter, row, parameter, row)
+    return where_present(blocks, inputs)
 
 
 def _state_block(call: Call, chunks: int | None, channels: int) -> pl.BlockSpec:
@@ -252,7 +243,7 @@ def _pallas_call(call: Call, kernel, name: str, warps: int, **options):
     )
 
 
-def _forward_call(call: Call, kernel, name: str, inputs: Inputs, states, out_shape, out_specs):
+def _forward_call(call: Call, kernel, name: str, inputs: KernelInputs, states, out_shape, out_specs):
     """A kernel whose program is one chunk by one tile."""
     blocks = call.blocks
     batch, width = inputs.u.shape[0], blocks.forward_tile
@@ -272,7 +263,7 @@ def _forward_call(call: Call, kernel, name: str, inputs: Inputs, states, out_sha
 
 
 def _forward_pass(options: KernelOptions, arguments: ScanArguments):
-    inputs = _inputs(arguments)
+    inputs = kernel_inputs(arguments)
     call = _call(options, inputs)
     batch, width = inputs.u.shape[0], call.blocks.forward_tile
     state = (call.states, call.channels)
@@ -307,7 +298,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
 
 def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     h_in, spans = residuals
-    inputs = _inputs(arguments, g_out)
+    inputs = kernel_inputs(arguments, g_out)
     call = _call(options, inputs)
     blocks, batch = call.blocks, inputs.u.shape[0]
     (g_ends,) = _forward_call(
@@ -339,7 +330,7 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
 
     states, channels, length = call.states, call.channels, call.length
-    shapes = _Gradients(
+    shapes = ScanArguments(
         u=like(inputs.u),
         delta=like(inputs.delta),
         A=array(slots, states, channels),
@@ -348,21 +339,11 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         D=None if inputs.D is None else array(slots, 1, channels),
         z=like(inputs.z),
         delta_bias=None if inputs.delta_bias is None else array(slots, 1, channels),
-        states=array(slots, splits, *scratch),
+        h0=None,
     )
-    specs = _Gradients(
-        u=row,
-        delta=row,
-        A=_state_block(call, None, width),
-        B=column,
-        C=column,
-        D=parameter,
-        z=row,
-        delta_bias=parameter,
-        states=pl.BlockSpec((None, None, None, *scratch), lambda b, s, c: (b, s, c, 0, 0, 0)),
-    )
-    specs = _Gradients(*(None if x is None else spec for x, spec in zip(shapes, specs, strict=True)))
-    (g,) = _pallas_call(
+    state = _state_block(call, None, width)
+    blocks_out = ScanArguments(row, row, state, column, column, parameter, row, parameter, None)
+    g, _ = _pallas_call(
         call,
         _gradient_kernel,
         "gradient",
@@ -372,20 +353,17 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
             _input_blocks(call, inputs, tokens, width),
             *[_state_block(call, blocks.run, width)] * 2,
         ],
-        out_shape=[shapes],
-        out_specs=[specs],
+        out_shape=[shapes, array(slots, splits, *scratch)],
+        out_specs=[
+            where_present(blocks_out, shapes),
+            pl.BlockSpec((None, None, None, *scratch), lambda b, s, c: (b, s, c, 0, 0, 0)),
+        ],
     )(inputs, h_in, g_in)
     g_B, g_C = (jnp.sum(x, axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C)))
     g_D, g_bias = (None if x is None else jnp.sum(x, axis=(1, 2)) for x in (g.D, g.delta_bias))
     g_A, g_h0 = (jnp.swapaxes(x, 1, 2) for x in (jnp.sum(g.A, axis=1), g_h0))
     g_h0 = None if arguments.h0 is None else g_h0
     return ScanArguments(g.u, g.delta, g_A, g_B, g_C, g_D, g.z, g_bias, g_h0)
-
-
-def _inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> Inputs:
-    u, delta, A, B, C, D, z, delta_bias, _ = arguments
-    D, delta_bias = (None if x is None else x[None] for x in (D, delta_bias))
-    return Inputs(u, delta, A.T, B, C, D, z, delta_bias, g_out)
 
 
 scan = differentiable_scan(_forward_pass, _backward_pass)

@@ -3,36 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import LANES, TpuBlocks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
 from jaxmamba3d.ops.selective_scan.recurrence import Token
 
 ROWS = 8
 """Tokens that are read, and unrolled, at once: the sublanes of a register."""
-
-
-class Inputs(NamedTuple):
-    """Arrays of a call in the kernels' layout, or their refs; None where absent.
-
-    u, delta, z, g_out [B, L, D] and B, C [B, L, N], with time last where they are narrow; A [N, D]; D,
-    delta_bias [1, D].
-    """
-
-    u: jax.Array
-    delta: jax.Array
-    A: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array | None
-    z: jax.Array | None
-    delta_bias: jax.Array | None
-    g_out: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +118,7 @@ class TokenScratch(NamedTuple):
         B, C = self.B[rows, :].T, self.C[rows, :].T
         return [Token(u[i : i + 1], delta[i : i + 1], B[:, i : i + 1], C[:, i : i + 1]) for i in range(count)]
 
-    def fill(self, call: Call, refs: Inputs, backward: bool):
+    def fill(self, call: Call, refs: KernelInputs, backward: bool):
         """Reads a block; returns the rows of u and of the delta given."""
         u, delta = (read_rows(call, ref, backward, True) for ref in (refs.u, refs.delta))
         self.u[...] = u

@@ -1,7 +1,6 @@
 """The tile that a program of the Triton kernels holds: masked reads and writes of its channels and states."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +10,8 @@ from jax.experimental.pallas import triton as plt
 
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import TritonBlocks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
 from jaxmamba3d.ops.selective_scan.recurrence import Token
-
-
-class Inputs(NamedTuple):
-    """Arrays of a call in the kernels' layout, or their refs; None where absent.
-
-    u, delta, z, g_out [B, L, D]; B, C [B, L, N]; A [N, D]; D, delta_bias [1, D].
-    """
-
-    u: jax.Array
-    delta: jax.Array
-    A: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array | None
-    z: jax.Array | None
-    delta_bias: jax.Array | None
-    g_out: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +109,7 @@ class Tile:
         step, valid = step_size(delta, delta_bias, self.call.options.delta_softplus), self.valid(t)
         return step if valid is None else jnp.where(valid, step, 0.0)
 
-    def token(self, refs: Inputs, t, delta_bias) -> Token:
+    def token(self, refs: KernelInputs, t, delta_bias) -> Token:
         step = self.step(t, self.row(refs.delta, t), delta_bias)
         return Token(self.row(refs.u, t), step, self.column(refs.B, t), self.column(refs.C, t))
 
