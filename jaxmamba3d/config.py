@@ -42,7 +42,7 @@ class NetConfig:
             (nnU-Net's order); one fewer than the encoder's stages.
         deep_supervision: return logits of every decoder stage, highest resolution first.
         dtype: compute dtype, "float32" or "bfloat16"; parameters, norms and the scan stay float32.
-        remat: recompute each Mamba and residual block in the backward pass instead of storing what is inside.
+        remat: recompute each Mamba block in the backward pass instead of storing its activations.
         scan_implementation: see `selective_scan`; None picks for the backend.
     """
 

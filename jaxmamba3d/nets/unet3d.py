@@ -52,9 +52,11 @@ class UNet3D(nnx.Module):
         self.stem = ConvNorm(config.in_channels, features[0], kernels[0], dtype=dtype, rngs=rngs)
 
         def blocks(in_features, out_features, kernel, stride, count):
-            options = {"remat": config.remat, "dtype": dtype, "rngs": rngs}
-            first = ResidualBlock(in_features, out_features, kernel, stride, **options)
-            others = [ResidualBlock(out_features, out_features, kernel, **options) for _ in range(count - 1)]
+            first = ResidualBlock(in_features, out_features, kernel, stride, dtype=dtype, rngs=rngs)
+            others = [
+                ResidualBlock(out_features, out_features, kernel, dtype=dtype, rngs=rngs)
+                for _ in range(count - 1)
+            ]
             return nnx.Sequential(first, *others)
 
         widths = zip((features[0], *features[:-1]), features, strict=True)

@@ -104,14 +104,6 @@ class ResidualBlock(nnx.Module):
 
     [B, X, Y, Z, in_features] -> [B, X / stride, Y / stride, Z / stride, out_features].
 
-    Args:
-        in_features, out_features: channels.
-        kernel_size: of both convolutions (voxels).
-        strides: of the first convolution (voxels).
-        remat: store only the block's input for the backward pass, which then runs the block again.
-        dtype: compute dtype; None: the input's.
-        rngs: random streams; `params` is used.
-
     Source: `BasicBlockD` of dynamic-network-architectures.
     """
 
@@ -122,11 +114,9 @@ class ResidualBlock(nnx.Module):
         kernel_size: Triple,
         strides: Triple = (1, 1, 1),
         *,
-        remat: bool = False,
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        self.remat = remat
         self.strides = tuple(strides)
         self.conv1 = ConvNorm(in_features, out_features, kernel_size, strides, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(out_features, out_features, kernel_size, zero_init=True, dtype=dtype, rngs=rngs)
@@ -136,10 +126,6 @@ class ResidualBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        run = nnx.remat(ResidualBlock._run) if self.remat else ResidualBlock._run
-        return run(self, x)
-
-    def _run(self, x):
         y = self.conv2(activation(self.conv1(x)))
         if self.strides != (1, 1, 1):
             x = average_pool3d(x, self.strides)
