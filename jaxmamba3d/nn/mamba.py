@@ -120,8 +120,7 @@ class MambaBlock(nnx.Module):
 
     Args:
         in_features: channels.
-        remat: store only the block's input for the backward pass, which then runs the block again: a tenth of
-            the memory for about a third more time.
+        remat: store only the block's input for the backward pass, which then runs the block again.
         dtype, param_dtype, rngs: as for `Mamba`.
         options: further arguments of `Mamba`.
 

@@ -145,7 +145,7 @@ def unsupported_reason(implementation: str, **arrays: jax.Array) -> str | None:
 
 def _first_supporting(arguments: ScanArguments, backend: str) -> str:
     reasons = []
-    for name in PREFERRED[backend]:
+    for name in PREFERRED.get(backend, ("xla_associative",)):
         reason = IMPLEMENTATIONS[name].unsupported_reason(arguments, backend)
         if reason is None:
             _log_choice(backend, name, "; ".join(reasons))
