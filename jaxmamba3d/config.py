@@ -19,6 +19,7 @@ SCAN_IMPLEMENTATIONS = (
     "xla_sequential",
     "xla_associative",
     "pallas_triton",
+    "pallas_mosaic_gpu",
     "pallas_mosaic_tpu",
 )
 

@@ -15,10 +15,15 @@ import pytest
 
 from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.ops.backend import compile_for
-from jaxmamba3d.ops.selective_scan import selective_scan
+from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
 
-KERNELS = {"pallas_triton": ("gpu", "cuda"), "pallas_mosaic_tpu": ("tpu", "tpu")}
-SHAPES = [(2, 65536, 64, 32), (1, 53, 5, 7), (1, 64, 640, 256), (1, 1000, 33, 100)]
+KERNELS = {
+    "pallas_triton": ("gpu", "cuda", r"@__gpu\$xla\.gpu\.triton", 4),
+    "pallas_mosaic_gpu": ("gpu", "cuda", "@mosaic_gpu", 4),
+    "pallas_mosaic_tpu": ("tpu", "tpu", "@tpu_custom_call", 2),
+}
+"""By name: backend, platform, the call that a kernel becomes, and how many forward and backward have."""
+SHAPES = [(2, 65536, 64, 32), (1, 53, 5, 7), (1, 64, 640, 256), (1, 1000, 33, 100), (1, 1000, 128, 24)]
 
 
 def abstract_arguments(batch, length, channels, state, dtype, place=None):
@@ -67,7 +72,7 @@ def a_gpu():
 
 
 def lowered(implementation, shape, dtype, reverse=False):
-    backend, platform = KERNELS[implementation]
+    backend, platform, *_ = KERNELS[implementation]
     arguments = abstract_arguments(*shape, dtype)
     gradients = arguments["u"], arguments["h0"]
     function = functools.partial(forward_and_backward, implementation, reverse)
@@ -80,10 +85,13 @@ def lowered(implementation, shape, dtype, reverse=False):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_it_lowers(implementation, shape, dtype):
-    text = lowered(implementation, shape, dtype, reverse=True)
-    target = {"pallas_triton": r"@__gpu\$xla\.gpu\.triton", "pallas_mosaic_tpu": "@tpu_custom_call"}
-    kernels = {"pallas_triton": 4, "pallas_mosaic_tpu": 2}
-    assert len(re.findall(target[implementation], text)) == kernels[implementation]
+    backend, _, target, kernels = KERNELS[implementation]
+    with compile_for(backend):
+        reason = unsupported_reason(implementation, **abstract_arguments(*shape, dtype))
+    if reason:
+        assert implementation == "pallas_mosaic_gpu", reason
+        pytest.skip(reason)
+    assert len(re.findall(target, lowered(implementation, shape, dtype, reverse=True))) == kernels
 
 
 @pytest.mark.parametrize(("backend", "kernel"), [("gpu", "pallas_triton"), ("tpu", "pallas_mosaic_tpu")])

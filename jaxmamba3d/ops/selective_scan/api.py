@@ -10,7 +10,13 @@ import jax.numpy as jnp
 
 from jaxmamba3d.checks import UnsupportedError, check_choice, check_shape, check_that
 from jaxmamba3d.ops.backend import target_backend
-from jaxmamba3d.ops.selective_scan import pallas_mosaic_tpu, pallas_triton, reference, xla
+from jaxmamba3d.ops.selective_scan import (
+    pallas_mosaic_gpu,
+    pallas_mosaic_tpu,
+    pallas_triton,
+    reference,
+    xla,
+)
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
 
@@ -49,12 +55,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla_sequential": _everywhere(xla.scan, inner=xla.SequentialScan),
     "xla_associative": _everywhere(xla.scan, inner=xla.AssociativeScan),
     "pallas_triton": _kernel(pallas_triton),
+    "pallas_mosaic_gpu": _kernel(pallas_mosaic_gpu),
     "pallas_mosaic_tpu": _kernel(pallas_mosaic_tpu),
 }
 
 PREFERRED = {
     "cpu": ("xla_sequential",),
-    "gpu": ("pallas_triton", "xla_associative"),
+    "gpu": ("pallas_triton", "pallas_mosaic_gpu", "xla_associative"),
     "tpu": ("pallas_mosaic_tpu", "xla_associative"),
 }
 """By backend: the first that supports a call is taken."""
@@ -95,9 +102,9 @@ def selective_scan(
         h0: state before the first token, [B, D, N]; zero if None.
         reverse: run from the last token to the first; nothing is flipped or copied.
         return_last_state: also return the state after the last token (with `reverse`, the first).
-        implementation: reference | xla_associative | xla_sequential | pallas_triton | pallas_mosaic_tpu; None
-            takes the first that supports the call: xla_sequential on CPUs, the backend's Pallas kernel on
-            GPUs and TPUs, else xla_associative. On CPUs the kernels run interpreted, for tests.
+        implementation: reference | xla_associative | xla_sequential | pallas_triton | pallas_mosaic_gpu |
+            pallas_mosaic_tpu; None takes the first that supports the call: xla_sequential on CPUs, a Pallas
+            kernel on GPUs and TPUs, else xla_associative. On CPUs the kernels run interpreted, for tests.
 
     Returns:
         y [B, L, D] in u's dtype, and with `return_last_state` the state [B, D, N] in float32.

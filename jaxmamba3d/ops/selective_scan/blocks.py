@@ -7,6 +7,10 @@ state and decay rates take 64 registers; in the gradient kernel it holds 16, bec
 their gradient, the decay rates and their gradient are alive at once (255 registers). That kernel gets about
 as many programs as an H100 holds at once, for each has memory of its own for the states that it recomputes.
 
+Mosaic GPU: a program is a warpgroup with 64 channels, N / 2 numbers of the tile a thread. The gradient kernel
+holds the states of a step in registers, at most 128 of them, and one state a step in 64 kB of shared memory,
+so that two or three programs share a processor.
+
 TPU: blocks of time are whole lanes, 128 tokens or twice that, and the states of a chunk, the largest part of
 VMEM, stay below 16 MB.
 """
@@ -26,6 +30,9 @@ GRADIENT_WARPS = 1024
 """What 132 processors with 8 warps of 255 registers hold at once."""
 LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32
 STRIDE = 4
+WARPGROUP_TILE = 64
+LONGEST_STEP, STEP_STATES = 8, 256
+KEPT_STATE_BYTES = 64 * 2**10
 LANES, SUBLANES = 128, 8
 TPU_WORKING_BYTES = 16 * 2**20
 
@@ -82,6 +89,26 @@ def triton_blocks(batch: int, length: int, channels: int, states: int) -> Triton
         groups=math.ceil(tiles / splits),
     )
     return _overridden(blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class MosaicGpuBlocks:
+    """How the Mosaic GPU kernels cut a call.
+
+    Args:
+        chunk: tokens of a chunk, a multiple of `step`.
+        step: tokens that are copied to shared memory at once, and unrolled.
+    """
+
+    chunk: int
+    step: int
+
+
+def mosaic_gpu_blocks(length: int, states: int) -> MosaicGpuBlocks:
+    """The sizes for a call of [B, L, D] with N states."""
+    step = max(2, min(LONGEST_STEP, STEP_STATES // states))
+    kept = KEPT_STATE_BYTES // (4 * WARPGROUP_TILE * states)
+    return _overridden(MosaicGpuBlocks(chunk=step * max(1, min(kept, math.ceil(length / step))), step=step))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,9 +66,16 @@ parameters A, D and delta_bias for each sequence alone, with [B] in front."""
 
 
 def differentiable_scan(
-    forward_pass: ForwardPass, backward_pass: BackwardPass
+    forward_pass: ForwardPass, backward_pass: BackwardPass, *, interpreter_can_partition: bool = True
 ) -> Callable[[KernelOptions, ScanArguments], tuple[jax.Array, jax.Array]]:
-    """(options, arguments) -> y [B, L, D] in u's dtype and the last state [B, D, N] float32."""
+    """(options, arguments) -> y [B, L, D] in u's dtype and the last state [B, D, N] float32.
+
+    `interpreter_can_partition`: whether the interpreter of the kernels can run inside of a program that is
+    partitioned over devices; where not, it runs on one.
+    """
+
+    def each_sequence(options, function):
+        return _each_sequence(function, partition=interpreter_can_partition or not options.interpret)
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def scan(options, arguments):
@@ -78,7 +85,7 @@ def differentiable_scan(
         def run(sequences, parameters):
             return forward_pass(options, _merged(sequences, parameters))
 
-        y, last_state, residuals = _each_sequence(run)(*_split(arguments))
+        y, last_state, residuals = each_sequence(options, run)(*_split(arguments))
         return (y, last_state), (arguments, residuals)
 
     def backward(options, saved, gradients):
@@ -88,7 +95,7 @@ def differentiable_scan(
 
         arguments, residuals = saved
         sequences, parameters = _split(arguments)
-        g = _each_sequence(run)((sequences, residuals, *gradients), parameters)
+        g = each_sequence(options, run)((sequences, residuals, *gradients), parameters)
         g_sequences, g_parameters = _split(g)
         # Where the batch is sharded, only this sum is one over devices.
         return (_merged(g_sequences, jax.tree.map(lambda x: jnp.sum(x, axis=0), g_parameters)),)
@@ -108,17 +115,18 @@ def _merged(sequences: ScanArguments, parameters: ScanArguments) -> ScanArgument
     return ScanArguments(*(one if other is None else other for one, other in pairs))
 
 
-def _each_sequence(function):
+def _each_sequence(function, partition: bool):
     """function(batched, parameters), where all leaves of `batched` and of the result have [B] in front."""
+    call = functools.partial(_partitioned, function) if partition else function
 
     @custom_vmap
     def mapped(batched, parameters):
-        return _partitioned(function, batched, parameters)
+        return call(batched, parameters)
 
     @mapped.def_vmap
     def rule(size, is_mapped, batched, parameters):
         if any(jax.tree.leaves(is_mapped[1])):
-            result = _one_by_one(function, is_mapped, (batched, parameters))
+            result = _one_by_one(call, is_mapped, (batched, parameters))
         else:
             fold = functools.partial(_fold, size)
             folded = jax.tree.map(fold, batched, is_mapped[0])
@@ -138,17 +146,17 @@ def _unfold(size, array):
     return array.reshape(size, -1, *array.shape[1:])
 
 
-def _one_by_one(function, is_mapped, arguments):
+def _one_by_one(call, is_mapped, arguments):
     """Parameters of their own for each mapped call: one call after another."""
     leaves, tree = jax.tree.flatten(arguments)
     flags = jax.tree.leaves(is_mapped)
 
-    def call(mapped_leaves):
+    def one(mapped_leaves):
         rest = iter(mapped_leaves)
         mixed = [next(rest) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
-        return _partitioned(function, *jax.tree.unflatten(tree, mixed))
+        return call(*jax.tree.unflatten(tree, mixed))
 
-    return lax.map(call, [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag])
+    return lax.map(one, [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag])
 
 
 def _partitioned(function, batched, parameters):

@@ -13,7 +13,6 @@ one chunk after another: the memory does not grow with the sequence.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
     kernel_inputs,
     where_present,
 )
-from jaxmamba3d.ops.selective_scan.recurrence import advance, readout, retreat
+from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout, retreat
 from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
 
 LARGEST_STATE = 256
@@ -73,17 +72,11 @@ def _single_tile(call: Call, width: int) -> Tile:
     return Tile(call, width, 0, pl.program_id(2) * width, pl.program_id(1) * call.blocks.chunk)
 
 
-def _decay(A):
-    """step -> exp(step A), as one instruction of the hardware, which knows powers of 2, and a product."""
-    A_2 = A * math.log2(math.e)
-    return lambda step: jnp.exp2(step * A_2)
-
-
 def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
     """The state after a chunk from a zero start, and the sum of its steps."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
-    decay = _decay(A)
+    decay = decay_of(A)
 
     def body(t, carry):
         h, span = carry
@@ -99,7 +92,7 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
     """y of a chunk, from the state before it."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
-    decay = _decay(A)
+    decay = decay_of(A)
 
     def body(t, h):
         token = tile.token(refs, t, delta_bias)
@@ -115,7 +108,7 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     """The gradient of the state before a chunk that the chunk's own outputs give."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
-    decay = _decay(A)
+    decay = decay_of(A)
 
     def body(t, g):
         step = tile.step(t, tile.row(refs.delta, t), delta_bias)
@@ -153,7 +146,7 @@ def _gradient_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, states_ref, k, add
     """The gradients of chunk k of the block for one tile of channels."""
     call, blocks = tile.call, tile.call.blocks
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
-    decay = _decay(A)
+    decay = decay_of(A)
     chunk, stride = blocks.chunk, blocks.stride
     strides = chunk // stride
 

@@ -1,17 +1,46 @@
-"""One token of the recurrence and one of its adjoint, on a tile: states in rows, channels in columns.
+"""One token of the recurrence and one of its adjoint, on a tile of states and channels.
 
-The tile is [N, D] or any part of it; all is float32. What belongs to channels is a row [1, D], what belongs
-to states a column [N, 1].
+The tile is all of a state or any part of it, in float32. What belongs to channels is a row, what belongs to
+states a column; a `TileForm` says how the two become tiles.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
+class TileForm(NamedTuple):
+    """How rows and columns spread over a tile, and how a tile sums to them.
+
+    Args:
+        from_row, from_column: a row or a column -> what multiplies a tile.
+        over_states, over_channels: a tile -> its sums, a row or a column.
+    """
+
+    from_row: Callable[[jax.Array], jax.Array]
+    from_column: Callable[[jax.Array], jax.Array]
+    over_states: Callable[[jax.Array], jax.Array]
+    over_channels: Callable[[jax.Array], jax.Array]
+
+
+def _itself(x):
+    return x
+
+
+CHANNELS_LAST = TileForm(
+    from_row=_itself,
+    from_column=_itself,
+    over_states=lambda tile: jnp.sum(tile, axis=0, keepdims=True),
+    over_channels=lambda tile: jnp.sum(tile, axis=1, keepdims=True),
+)
+"""Tiles [N, D], rows [1, D], columns [N, 1]: they spread by themselves."""
+
+
 class Token(NamedTuple):
-    """u, delta [1, D]; B, C [N, 1]. The gradient of a token has the same form."""
+    """Rows u and delta, columns B and C. The gradient of a token has the same form."""
 
     u: jax.Array
     delta: jax.Array
@@ -19,14 +48,20 @@ class Token(NamedTuple):
     C: jax.Array
 
 
-def advance(h: jax.Array, token: Token, decay: jax.Array) -> jax.Array:
+def decay_of(A: jax.Array, form: TileForm = CHANNELS_LAST) -> Callable[[jax.Array], jax.Array]:
+    """delta -> exp(delta A), as one instruction of GPUs, which know powers of 2, and a product."""
+    A_2 = A * math.log2(math.e)
+    return lambda delta: jnp.exp2(form.from_row(delta) * A_2)
+
+
+def advance(h: jax.Array, token: Token, decay: jax.Array, form: TileForm = CHANNELS_LAST) -> jax.Array:
     """The state after a token: decay h + delta u B, with decay = exp(delta A)."""
-    return decay * h + (token.delta * token.u) * token.B
+    return decay * h + form.from_row(token.delta * token.u) * form.from_column(token.B)
 
 
-def readout(h: jax.Array, token: Token) -> jax.Array:
-    """C . h, [1, D]."""
-    return jnp.sum(h * token.C, axis=0, keepdims=True)
+def readout(h: jax.Array, token: Token, form: TileForm = CHANNELS_LAST) -> jax.Array:
+    """C . h, a row."""
+    return form.over_states(h * form.from_column(token.C))
 
 
 def retreat(
@@ -37,6 +72,7 @@ def retreat(
     h_before: jax.Array,
     h_after: jax.Array,
     g_y: jax.Array,
+    form: TileForm = CHANNELS_LAST,
 ) -> tuple[jax.Array, jax.Array, Token]:
     """The adjoint of `advance` and `readout` together.
 
@@ -46,23 +82,25 @@ def retreat(
         A: decay rates.
         decay: exp(delta A).
         h_before, h_after: the states around the token.
-        g_y: gradient of the readout, [1, D].
+        g_y: gradient of the readout, a row.
+        form: of the tile.
 
     Returns:
         The gradients of the state before the token, of A, and of the token; the sums over channels in the
         token's B and C are of this tile alone.
     """
-    g = g + g_y * token.C
-    g_drive = jnp.sum(g * token.B, axis=0, keepdims=True)
+    g_y_tile, delta_tile = form.from_row(g_y), form.from_row(token.delta)
+    g = g + g_y_tile * form.from_column(token.C)
+    g_drive = form.over_states(g * form.from_column(token.B))
     g_before = g * decay
     g_exponent = g_before * h_before
     g_token = Token(
         u=g_drive * token.delta,
-        delta=g_drive * token.u + jnp.sum(g_exponent * A, axis=0, keepdims=True),
-        B=jnp.sum(g * (token.delta * token.u), axis=1, keepdims=True),
-        C=jnp.sum(g_y * h_after, axis=1, keepdims=True),
+        delta=g_drive * token.u + form.over_states(g_exponent * A),
+        B=form.over_channels(g * form.from_row(token.delta * token.u)),
+        C=form.over_channels(g_y_tile * h_after),
     )
-    return g_before, g_exponent * token.delta, g_token
+    return g_before, g_exponent * delta_tile, g_token
 
 
 def compose(earlier: tuple[jax.Array, jax.Array], later: tuple[jax.Array, jax.Array]):
