@@ -153,16 +153,36 @@ def test_state_carries_over_a_cut(implementation):
 
 
 @pytest.mark.parametrize("implementation", TESTED)
-def test_vmap(implementation):
-    arguments = random_arguments(2, 300, 5, 4)
-    stacked = {k: jnp.stack([v, v + 0.1]) if k in ("u", "B") else v for k, v in arguments.items()}
-    axes = ({k: 0 if k in ("u", "B") else None for k in arguments},)
-    mapped = jax.vmap(functools.partial(value_and_gradients, implementation=implementation), axes)(stacked)
+@pytest.mark.parametrize("mapped", [("u", "B"), ("u", "A", "delta_bias"), ("D",)], ids=" ".join)
+def test_vmap(implementation, mapped):
+    arguments = random_arguments(2, 40, 5, 4)
+    stacked = {k: jnp.stack([v, v - 0.1, v - 0.2]) if k in mapped else v for k, v in arguments.items()}
+    axes = ({k: 0 if k in mapped else None for k in arguments},)
+    found = jax.vmap(functools.partial(value_and_gradients, implementation=implementation), axes)(stacked)
+    for i in range(3):
+        one = {k: v[i] if k in mapped else v for k, v in stacked.items()}
+        for name, value in value_and_gradients(one, "reference").items():
+            assert_close(found[name][i], value, rounding("float32", 40), name)
+
+
+@pytest.mark.parametrize("implementation", [name for name in TESTED if "pallas" in name])
+def test_kernels_run_once_for_parameters_of_each_mapped_call(implementation):
+    """Also where two axes are mapped, one of them with parameters of its own."""
+    arguments = {k: v for k, v in random_arguments(2, 9, 3, 2).items() if k not in OPTIONAL}
+    u = jnp.stack([arguments["u"] * k for k in (1.0, 2.0, 3.0, 4.0)]).reshape(2, 2, 2, 9, 3)
+    A = jnp.stack([arguments["A"], 2 * arguments["A"]])
+
+    def one(u, A):
+        return selective_scan(**arguments | {"u": u, "A": A}, implementation=implementation)
+
+    every = jax.vmap(jax.vmap(one, (0, 0)), (0, None))
+    jaxpr, single = (str(jax.make_jaxpr(f)(*x)) for f, x in ((every, (u, A)), (one, (u[0, 0], A[0]))))
+    assert jaxpr.count("pallas_call") == single.count("pallas_call") > 0
+    y = every(u, A)
     for i in range(2):
-        one = {k: v[i] if k in ("u", "B") else v for k, v in stacked.items()}
-        expected = value_and_gradients(one, "reference")
-        for name, value in expected.items():
-            assert_close(mapped[name][i], value, rounding("float32", 300), name)
+        for j in range(2):
+            expected = selective_scan(**arguments | {"u": u[i, j], "A": A[j]}, implementation="reference")
+            assert_close(y[i, j], expected, rounding("float32", 9))
 
 
 @pytest.mark.parametrize("implementation", TESTED)

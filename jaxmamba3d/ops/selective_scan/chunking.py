@@ -39,14 +39,14 @@ def join_chunks(
     Args:
         ends: state after each chunk from a zero state, [B, chunks, N, D].
         spans: sum of delta over each chunk, [B, chunks, 1, D].
-        A: [N, D].
+        A: [B, N, D], or [1, N, D] for all sequences.
         first: state before the first chunk, [B, N, D].
         reverse: the chunk stored last comes first.
 
     Returns:
         The state before each chunk [B, chunks, N, D], and that after all [B, N, D].
     """
-    decays = jnp.exp(spans * A)
+    decays = jnp.exp(spans * A[:, None])
     start = -1 if reverse else 0
     ends = ends.at[:, start].add(decays[:, start] * first)
     _, after = lax.associative_scan(compose, (decays, ends), axis=1, reverse=reverse)

@@ -3,6 +3,8 @@
 A kernel is opaque to JAX: here it learns how a kernel is differentiated (`jax.custom_vjp`), that sequences
 are independent, so that a batch sharded over devices stays where it is (`custom_partitioning`), and that a
 mapped axis is more batch (`custom_vmap`).
+
+Inside, parameters have an axis [G] in front, for G scans in one call: sequence b has those of b % G.
 """
 
 import functools
@@ -12,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
@@ -31,7 +32,7 @@ class KernelOptions(NamedTuple):
 class KernelInputs(NamedTuple):
     """Arrays of a call as kernels take them, their blocks, or their refs; None where absent.
 
-    u, delta, z, g_out [B, L, D]; B, C [B, L, N]; A [N, D]; D, delta_bias [1, D].
+    u, delta, z, g_out [B, L, D]; B, C [B, L, N]; A [G, N, D]; D, delta_bias [G, 1, D].
     """
 
     u: Any
@@ -48,8 +49,14 @@ class KernelInputs(NamedTuple):
 def kernel_inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
     """The arrays of a call, parameters with channels last."""
     u, delta, A, B, C, D, z, delta_bias, _ = arguments
-    D, delta_bias = (None if x is None else x[None] for x in (D, delta_bias))
-    return KernelInputs(u, delta, A.T, B, C, D, z, delta_bias, g_out)
+    D, delta_bias = (None if x is None else x[:, None] for x in (D, delta_bias))
+    return KernelInputs(u, delta, jnp.swapaxes(A, 1, 2), B, C, D, z, delta_bias, g_out)
+
+
+def for_each_sequence(parameter: jax.Array, batch: int) -> jax.Array:
+    """[G, ...] -> [B, ...], or [1, ...] where all sequences have the same."""
+    groups = parameter.shape[0]
+    return parameter if groups == 1 else jnp.tile(parameter, (batch // groups, *[1] * (parameter.ndim - 1)))
 
 
 def where_present(fields: NamedTuple, arrays: NamedTuple) -> NamedTuple:
@@ -59,7 +66,8 @@ def where_present(fields: NamedTuple, arrays: NamedTuple) -> NamedTuple:
 
 
 ForwardPass = Callable[[KernelOptions, ScanArguments], tuple[jax.Array, jax.Array, Any]]
-"""-> y [B, L, D], last state [B, D, N], and arrays [B, ...] for the backward pass."""
+"""Parameters with [G] in front -> y [B, L, D], last state [B, D, N], and arrays [B, ...] for the backward
+pass."""
 BackwardPass = Callable[[KernelOptions, ScanArguments, Any, jax.Array, jax.Array], ScanArguments]
 """Arguments, arrays of the forward pass, gradients of y and of the last state -> gradients, those of the
 parameters A, D and delta_bias for each sequence alone, with [B] in front."""
@@ -85,16 +93,17 @@ def differentiable_scan(
         def run(sequences, parameters):
             return forward_pass(options, _merged(sequences, parameters))
 
-        y, last_state, residuals = each_sequence(options, run)(*_split(arguments))
-        return (y, last_state), (arguments, residuals)
+        sequences, parameters = _split(arguments)
+        parameters = jax.tree.map(lambda x: x[None], parameters)
+        y, last_state, residuals = each_sequence(options, run)(sequences, parameters)
+        return (y, last_state), (sequences, parameters, residuals)
 
     def backward(options, saved, gradients):
         def run(batched, parameters):
             sequences, residuals, g_y, g_last = batched
             return backward_pass(options, _merged(sequences, parameters), residuals, g_y, g_last)
 
-        arguments, residuals = saved
-        sequences, parameters = _split(arguments)
+        sequences, parameters, residuals = saved
         g = each_sequence(options, run)((sequences, residuals, *gradients), parameters)
         g_sequences, g_parameters = _split(g)
         # Where the batch is sharded, only this sum is one over devices.
@@ -125,38 +134,29 @@ def _each_sequence(function, partition: bool):
 
     @mapped.def_vmap
     def rule(size, is_mapped, batched, parameters):
-        if any(jax.tree.leaves(is_mapped[1])):
-            result = _one_by_one(call, is_mapped, (batched, parameters))
-        else:
-            fold = functools.partial(_fold, size)
-            folded = jax.tree.map(fold, batched, is_mapped[0])
-            result = jax.tree.map(functools.partial(_unfold, size), mapped(folded, parameters))
+        fold = functools.partial(_fold, size)
+        own = any(jax.tree.leaves(is_mapped[1])) or any(x.shape[0] > 1 for x in jax.tree.leaves(parameters))
+        folded = jax.tree.map(fold, batched, is_mapped[0])
+        groups = jax.tree.map(fold, parameters, is_mapped[1]) if own else parameters
+        result = jax.tree.map(functools.partial(_unfold, size), mapped(folded, groups))
         return result, jax.tree.map(lambda _: True, result)
 
     return mapped
 
 
 def _fold(size, array, is_mapped):
-    """[V, B, ...] -> [V B, ...]."""
-    array = array if is_mapped else jnp.broadcast_to(array, (size, *array.shape))
+    """[V, B, ...] -> [B V, ...], and likewise [V, G, ...], or the same from an array without [V].
+
+    The batch stays outermost, so that its shards stay whole, and sequence b has parameters b % G still.
+    """
+    if not is_mapped:
+        array = jnp.broadcast_to(array, (size, *array.shape))
+    array = jnp.swapaxes(array, 0, 1)
     return array.reshape(-1, *array.shape[2:])
 
 
 def _unfold(size, array):
-    return array.reshape(size, -1, *array.shape[1:])
-
-
-def _one_by_one(call, is_mapped, arguments):
-    """Parameters of their own for each mapped call: one call after another."""
-    leaves, tree = jax.tree.flatten(arguments)
-    flags = jax.tree.leaves(is_mapped)
-
-    def one(mapped_leaves):
-        rest = iter(mapped_leaves)
-        mixed = [next(rest) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
-        return call(*jax.tree.unflatten(tree, mixed))
-
-    return lax.map(one, [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag])
+    return jnp.swapaxes(array.reshape(-1, size, *array.shape[1:]), 0, 1)
 
 
 def _partitioned(function, batched, parameters):
@@ -168,9 +168,16 @@ def _partitioned(function, batched, parameters):
     def flat(*leaves):
         return tuple(jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves))))
 
+    batch = leaves[0].shape[0]
+    groups = jax.tree.leaves(parameters)[0].shape[0]
+
     def partition(mesh, arguments, results):
-        # Whatever else the arrays were split along, kernels get them split along the batch alone.
+        # Whatever else the arrays were split along, kernels get them split along the batch alone, and that
+        # not within a group of sequences that have parameters of their own.
         batch_axes = arguments[0].sharding.spec[:1]
+        shards = batch // NamedSharding(mesh, PartitionSpec(*batch_axes)).shard_shape((batch,))[0]
+        if batch // shards % groups:
+            batch_axes = ()
         split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (batch_axes, ()))
         placements = tuple(split if n < count else whole for n in range(len(arguments)))
         return mesh, flat, (split,) * len(results), placements

@@ -88,6 +88,7 @@ class Call:
     """The static part of a call, and how it is cut; `length` tokens, padded to whole chunks."""
 
     options: KernelOptions
+    groups: int
     batch: int
     length: int
     channels: int
@@ -119,8 +120,9 @@ class Call:
 
 
 class Place(NamedTuple):
-    """Where a program is."""
+    """Where a program is; `group`: which parameters it has."""
 
+    group: jax.Array | int
     sequence: jax.Array
     chunk: jax.Array
     tile: jax.Array
@@ -128,6 +130,11 @@ class Place(NamedTuple):
     @property
     def channels(self):
         return pl.ds(self.tile * TILE, TILE)
+
+    @property
+    def parameter(self):
+        """Index of an array [G, D] or [G, D, N]."""
+        return self.group, self.channels
 
     @property
     def state(self):
@@ -138,8 +145,9 @@ class Place(NamedTuple):
 GRID = ("sequence", "chunk", "tile")
 
 
-def place() -> Place:
-    return Place(*(lax.axis_index(name) for name in GRID))
+def place(call: Call) -> Place:
+    sequence, chunk, tile = (lax.axis_index(name) for name in GRID)
+    return Place(0 if call.groups == 1 else lax.rem(sequence, call.groups), sequence, chunk, tile)
 
 
 @dataclass(frozen=True)

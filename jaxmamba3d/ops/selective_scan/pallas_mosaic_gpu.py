@@ -20,6 +20,7 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
     differentiable_scan,
+    for_each_sequence,
 )
 from jaxmamba3d.ops.selective_scan.mosaic_gpu_tile import (
     GRID,
@@ -60,8 +61,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
 
 def _summary_kernel(call: Call, refs: KernelInputs, out):
     """The state after a chunk from a zero start, and the sum of its steps."""
-    at, (end_ref, span_ref) = place(), out
-    delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.channels]), call.form)
+    at, (end_ref, span_ref) = place(call), out
+    delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.parameter]), call.form)
 
     def body(_, step, carry):
         h, span = carry
@@ -77,8 +78,8 @@ def _summary_kernel(call: Call, refs: KernelInputs, out):
 
 def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref, y_rows):
     """y of a chunk, from the state before it."""
-    at = place()
-    delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.channels]), call.form)
+    at = place(call)
+    delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.parameter]), call.form)
     D = _parameter(refs.D, at)
 
     def body(_, step, h):
@@ -96,8 +97,8 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref, y_rows):
 
 def _adjoint_summary_kernel(call: Call, refs: KernelInputs, out):
     """The gradient of the state before a chunk that the chunk's own outputs give."""
-    at, (g_ref,) = place(), out
-    delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.channels]), call.form)
+    at, (g_ref,) = place(call), out
+    delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.parameter]), call.form)
 
     def body(_, step, g):
         for j in call.order(backward=True):
@@ -125,8 +126,8 @@ def _gradient_kernel(
 
     Those of the parameters are sums over the chunk, those of B and C over the tile's channels.
     """
-    at, form, order = place(), call.form, call.order()
-    A, D, delta_bias = read_tile(refs.A.at[at.channels]), _parameter(refs.D, at), _bias(refs, at)
+    at, form, order = place(call), call.form, call.order()
+    A, D, delta_bias = read_tile(refs.A.at[at.parameter]), _parameter(refs.D, at), _bias(refs, at)
     decay = decay_of(A, form)
 
     def keep_states(k, step, h):
@@ -178,7 +179,7 @@ def _gradient_kernel(
 
 
 def _parameter(ref, at):
-    return None if ref is None else read_row(ref.at[at.channels])
+    return None if ref is None else read_row(ref.at[at.parameter])
 
 
 def _bias(refs: KernelInputs, at):
@@ -213,19 +214,20 @@ def _launch(call: Call, kernel, name: str, operands, out_type, scratch_types=())
 
 
 def _inputs(call: Call, arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
-    """Sequences padded to whole chunks; A [D, N], D and delta_bias [D]."""
+    """Sequences padded to whole chunks; A [G, D, N], D and delta_bias [G, D]."""
     padding = call.chunks * call.blocks.chunk - call.length
 
     def padded(x):
         return jnp.pad(x, ((0, 0), (0, padding), (0, 0))) if padding and x is not None else x
 
     inputs = KernelInputs(*arguments[:-1], g_out)
-    return KernelInputs(*(padded(x) if x is not None and x.ndim == 3 else x for x in inputs))
+    rows = {name: padded(getattr(inputs, name)) for name in ("u", "delta", "B", "C", "z", "g_out")}
+    return inputs._replace(**rows)
 
 
 def _call(options: KernelOptions, arguments: ScanArguments) -> Call:
-    (batch, length, channels), states = arguments.u.shape, arguments.A.shape[1]
-    return Call(options, batch, length, channels, states, mosaic_gpu_blocks(length, states))
+    (batch, length, channels), (groups, _, states) = arguments.u.shape, arguments.A.shape
+    return Call(options, groups, batch, length, channels, states, mosaic_gpu_blocks(length, states))
 
 
 def _forward_pass(options: KernelOptions, arguments: ScanArguments):
@@ -242,7 +244,8 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         (inputs._replace(C=None, D=None, z=None),),
         (state, jax.ShapeDtypeStruct(rows, jnp.float32)),
     )
-    h_in, last_state = join_chunks(ends, spans[..., None], inputs.A, h0, reverse=options.reverse)
+    A = for_each_sequence(inputs.A, batch)
+    h_in, last_state = join_chunks(ends, spans[..., None], A, h0, reverse=options.reverse)
     y = _launch(
         call,
         _output_kernel,
@@ -265,9 +268,10 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         (inputs._replace(u=None, B=None, D=None),),
         (jax.ShapeDtypeStruct(h_in.shape, jnp.float32),),
     )
-    g_in, g_h0 = join_chunks(g_ends, spans[..., None], inputs.A, g_last, reverse=not options.reverse)
-
     batch, padded, channels = inputs.u.shape
+    A = for_each_sequence(inputs.A, batch)
+    g_in, g_h0 = join_chunks(g_ends, spans[..., None], A, g_last, reverse=not options.reverse)
+
     step, states = call.blocks.step, call.states
     column = jax.ShapeDtypeStruct((batch, channels // TILE, padded, states), jnp.float32)
     parameter = jax.ShapeDtypeStruct(spans.shape, jnp.float32)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -158,8 +159,9 @@ def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInp
 
     row = sequence(call.channels, tile, lambda d: d)
     column = sequence(call.states, call.states, lambda d: 0)
-    parameter = pl.BlockSpec((1, tile), lambda b, s, d: (0, d))
-    decay = pl.BlockSpec((call.states, tile), lambda b, s, d: (0, d))
+    groups = inputs.A.shape[0]
+    parameter = pl.BlockSpec((None, 1, tile), lambda b, s, d: (lax.rem(b, groups), 0, d))
+    decay = pl.BlockSpec((None, call.states, tile), lambda b, s, d: (lax.rem(b, groups), 0, d))
     blocks = KernelInputs(row, row, decay, column, column, parameter, row, parameter, row)
     return where_present(blocks, inputs)
 
@@ -209,7 +211,7 @@ def _pallas_call(call: Call, kernel, name: str, **options):
 
 
 def _call(options: KernelOptions, arguments: ScanArguments) -> Call:
-    (batch, length, channels), states = arguments.u.shape, arguments.A.shape[1]
+    (batch, length, channels), states = arguments.u.shape, arguments.A.shape[2]
     blocks = tpu_blocks(length, channels, states)
     return Call(options, batch, length, channels, states, blocks)
 
@@ -221,7 +223,7 @@ def _turned(array, width: int):
 
 def _inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
     """With time last where sequences are narrow."""
-    channels, states = arguments.A.shape
+    _, channels, states = arguments.A.shape
     inputs = kernel_inputs(arguments, g_out)
     rows = {name: _turned(getattr(inputs, name), channels) for name in ("u", "delta", "z", "g_out")}
     return inputs._replace(**rows, B=_turned(inputs.B, states), C=_turned(inputs.C, states))

@@ -27,6 +27,7 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
     differentiable_scan,
+    for_each_sequence,
     kernel_inputs,
     where_present,
 )
@@ -203,7 +204,7 @@ def _barrier(call: Call):
 
 
 def _call(options: KernelOptions, inputs: KernelInputs) -> Call:
-    (batch, length, channels), states = inputs.u.shape, inputs.A.shape[0]
+    (batch, length, channels), states = inputs.u.shape, inputs.A.shape[1]
     return Call(options, length, channels, states, triton_blocks(batch, length, channels, states))
 
 
@@ -215,8 +216,9 @@ def _input_blocks(call: Call, inputs: KernelInputs, tokens: int, channels: int) 
     """Blocks of the inputs for programs of so many tokens and channels."""
     row = _token_block(call, tokens, channels)
     column = pl.BlockSpec((None, tokens, call.state_tile), lambda b, s, c: (b, s, 0))
-    parameter = pl.BlockSpec((1, channels), lambda b, s, c: (0, c))
-    decay = pl.BlockSpec((call.state_tile, channels), lambda b, s, c: (0, c))
+    groups = inputs.A.shape[0]
+    parameter = pl.BlockSpec((None, 1, channels), lambda b, s, c: (lax.rem(b, groups), 0, c))
+    decay = pl.BlockSpec((None, call.state_tile, channels), lambda b, s, c: (lax.rem(b, groups), 0, c))
     blocks = KernelInputs(row, row, decay, column, column, parameter, row, parameter, row)
     return where_present(blocks, inputs)
 
@@ -276,7 +278,9 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
             pl.BlockSpec((None, None, 1, width), lambda b, s, c: (b, s, 0, c)),
         ],
     )
-    h_in, last_state = join_chunks(ends, spans, inputs.A, h0, reverse=call.options.reverse)
+    h_in, last_state = join_chunks(
+        ends, spans, for_each_sequence(inputs.A, batch), h0, reverse=call.options.reverse
+    )
     (y,) = _forward_call(
         call,
         _output_kernel,
@@ -304,7 +308,11 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         out_specs=[_state_block(call, None, blocks.forward_tile)],
     )
     g_in, g_h0 = join_chunks(
-        g_ends, spans, inputs.A, jnp.swapaxes(g_last, 1, 2), reverse=not call.options.reverse
+        g_ends,
+        spans,
+        for_each_sequence(inputs.A, batch),
+        jnp.swapaxes(g_last, 1, 2),
+        reverse=not call.options.reverse,
     )
 
     slots = pl.cdiv(call.chunks, blocks.run)
