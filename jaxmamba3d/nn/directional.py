@@ -3,12 +3,17 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxmamba3d.checks import check_choice
 from jaxmamba3d.nn.mamba import MambaBlock
 from jaxmamba3d.nn.norm import LayerNorm
+from jaxmamba3d.ops.backend import target_backend
 from jaxmamba3d.ops.scan_orders import SCAN_ORDERS, to_tokens, to_volume
+
+SMALL_VOLUME = 2**19
+"""Numbers: with twice as many inner channels, in tiles of 16, 2048 of the kernels' shortest chunks."""
 
 
 class BidirectionalMambaBlock(nnx.Module):
@@ -44,6 +49,9 @@ class MultiOrderMambaBlock(nnx.Module):
     Args:
         in_features: channels.
         orders: names out of XYZ, XZY, YXZ, ZXY; the axis named last runs fastest.
+        in_one_call: run all orders as one batch with parameters of their own instead of one after another,
+            which takes the memory of all at once; None: on GPUs, for volumes so small that one order leaves
+            most of the chip idle.
         rngs: random streams; `params` is used.
         options: further arguments of `MambaBlock`.
 
@@ -58,17 +66,32 @@ class MultiOrderMambaBlock(nnx.Module):
         in_features: int,
         *,
         orders: tuple[str, ...] = tuple(SCAN_ORDERS),
+        in_one_call: bool | None = None,
         rngs: nnx.Rngs,
         **options: Any,
     ):
         for order in orders:
             check_choice("orders", order, SCAN_ORDERS)
-        self.orders = tuple(orders)
+        self.orders, self.in_one_call = tuple(orders), in_one_call
         self.blocks = nnx.List(BidirectionalMambaBlock(in_features, rngs=rngs, **options) for _ in orders)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, X, Y, Z, in_features] -> the same."""
-        total = 0.0
-        for order, block in zip(self.orders, self.blocks, strict=True):
-            total = total + to_volume(block(to_tokens(x, order)), x.shape[1:4], order)
-        return total / len(self.orders)
+        sequences = [to_tokens(x, order) for order in self.orders]
+        in_one_call = self.in_one_call
+        if in_one_call is None:
+            in_one_call = target_backend() == "gpu" and x.size <= SMALL_VOLUME
+        if in_one_call:
+            mixed = self._together(sequences)
+        else:
+            mixed = [block(tokens) for block, tokens in zip(self.blocks, sequences, strict=True)]
+        volumes = [to_volume(y, x.shape[1:4], order) for y, order in zip(mixed, self.orders, strict=True)]
+        return sum(volumes) / len(self.orders)
+
+    def _together(self, sequences: list[jax.Array]) -> list[jax.Array]:
+        graph, *_ = nnx.split(self.blocks[0])
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(nnx.state, self.blocks))
+        # The orders lie inside the batch, so that a sharded batch stays where it is.
+        run = jax.vmap(lambda state, tokens: nnx.merge(graph, state)(tokens), in_axes=(0, 1), out_axes=1)
+        mixed = run(stacked, jnp.stack(sequences, axis=1))
+        return [mixed[:, i] for i in range(len(sequences))]

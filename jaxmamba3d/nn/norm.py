@@ -18,11 +18,17 @@ class InstanceNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
-        variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
-        factor = jax.lax.rsqrt(variance + 1e-5) * self.scale[...]
-        return ((wide - mean) * factor + self.bias[...]).astype(x.dtype)
+        return _normalized(x, self.scale[...], self.bias[...])
+
+
+@jax.checkpoint
+def _normalized(x, scale, bias):
+    """Keeps x for the backward pass, in its own dtype, and not the float32 values in between."""
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
+    variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
+    factor = jax.lax.rsqrt(variance + 1e-5) * scale
+    return ((wide - mean) * factor + bias).astype(x.dtype)
 
 
 class LayerNorm(nnx.LayerNorm):

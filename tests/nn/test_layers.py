@@ -12,6 +12,8 @@ from tolerances import assert_close
 from jaxmamba3d.nets import load_official_weights, to_official_weights
 from jaxmamba3d.nets.unet3d import TokenMixer
 from jaxmamba3d.nn import BidirectionalMambaBlock, Mamba, MambaBlock, MultiOrderMambaBlock, ResidualBlock
+from jaxmamba3d.ops.backend import compile_for
+from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 
 
 def mixer(block):
@@ -84,6 +86,36 @@ def test_axis_orders_can_be_chosen_and_are_checked():
     assert block(x).shape == x.shape
     with pytest.raises(ValueError, match="orders must be one of XYZ, XZY, YXZ, ZXY, got 'ZYX'"):
         MultiOrderMambaBlock(4, orders=("ZYX",), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("scan", ["xla_sequential", "pallas_triton"])
+def test_orders_in_one_call_are_the_same(scan):
+    options = {"orders": ("XYZ", "ZXY"), "d_state": 2, "scan_implementation": scan}
+    blocks = [MultiOrderMambaBlock(4, in_one_call=one, **options, rngs=nnx.Rngs(0)) for one in (False, True)]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 3, 2, 4)), jnp.float32)
+
+    def loss(block, x):
+        y = block(x)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+
+    gradient = nnx.jit(nnx.grad(loss, argnums=(0, 1), has_aux=True))
+    with override_blocks(stride=2):
+        results = [gradient(block, x) for block in blocks]
+    expected, found = (jax.tree.leaves(result) for result in results)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-5, atol=2e-5)
+
+
+def test_orders_go_in_one_call_where_one_leaves_a_gpu_idle():
+    block = MultiOrderMambaBlock(32, d_state=8, rngs=nnx.Rngs(0))
+
+    def scans(side):
+        x = jax.ShapeDtypeStruct((1, side, side, side, 32), jnp.float32)
+        with compile_for("gpu"):
+            return str(jax.make_jaxpr(block)(x)).count("name=selective_scan_output")
+
+    assert scans(8) == 2
+    assert scans(40) == 8
 
 
 def test_mamba_parameters_start_as_in_mamba_ssm():
