@@ -1,5 +1,8 @@
 """The causal convolution against a loop over tokens."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +30,32 @@ def test_equals_the_loop(length, reverse):
     expected = loop(x[:, ::-1], weight, bias)[:, ::-1] if reverse else loop(x, weight, bias)
     found = causal_conv(*(jnp.asarray(a, jnp.float32) for a in (x, weight, bias)), reverse=reverse)
     assert_close(found, expected, rounding("float32", 4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_are_those_of_the_loop(reverse, dtype):
+    rng = np.random.default_rng(0)
+    draws = (rng.standard_normal(shape) for shape in ((2, 9, 3), (4, 3), (3,), (2, 9, 3)))
+    x, weight, bias, g = (jnp.asarray(a, dtype) for a in draws)
+    _, vjp = jax.vjp(functools.partial(causal_conv, reverse=reverse), x, weight, bias)
+    x, weight, bias, g = (np.asarray(a, np.float64) for a in (x, weight, bias, g))
+
+    def output(x, weight, bias):
+        return loop(x[:, ::-1], weight, bias)[:, ::-1] if reverse else loop(x, weight, bias)
+
+    def gradient(n):
+        """The output is linear in each argument: its value for unit vectors, minus that for zero."""
+        arguments = [x, weight, bias]
+        zero = np.zeros_like(arguments[n])
+        parts = []
+        for unit in np.eye(zero.size).reshape(-1, *zero.shape):
+            one, none = ([*arguments[:n], value, *arguments[n + 1 :]] for value in (unit, zero))
+            parts.append(np.sum(g * (output(*one) - output(*none))))
+        return np.reshape(parts, zero.shape)
+
+    for n, found in enumerate(vjp(jnp.asarray(g, dtype))):
+        assert_close(found, gradient(n), rounding(dtype, 18 if dtype == "float32" else 2))
 
 
 def test_shapes_are_checked():

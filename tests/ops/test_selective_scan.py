@@ -78,6 +78,7 @@ SHAPES = {
     "whole chunks": (2, 2 * LONGEST, 6, 4),
     "padded chunks": (1, 523, 5, 4),
     "several tiles of channels": (1, 20, 130, 3),
+    "states in several tiles": (2, 9, 16, 256),
 }
 
 
