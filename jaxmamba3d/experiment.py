@@ -1,5 +1,6 @@
 """An experiment from its data to its scores: prepare, train, validate."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +118,8 @@ def predict(
     checkpoint: str = "latest",
     mirroring: bool | None = None,
 ) -> None:
-    """Segments cases with the mean logits of trained folds; see `predict_cases`.
+    """Segments cases with the mean logits of trained folds, going on where an earlier call stopped; see
+    `predict_cases`.
 
     Args:
         run: the trained run.
@@ -138,11 +140,12 @@ def predict(
     weights = [restore_params(run.fold_folder(fold) / "checkpoints", template, checkpoint) for fold in folds]
     config = run.config
     mirroring = config.predict.mirroring if mirroring is None else mirroring
+    mirror_axes = config.train.mirror_axes if mirroring else ()
     predictor = make_net_predictor(
         net,
         run.configuration.patch_size,
         run.net.num_classes,
-        mirror_axes=config.train.mirror_axes if mirroring else (),
+        mirror_axes=mirror_axes,
         window_batch=config.predict.window_batch,
     )
     predict_cases(
@@ -153,6 +156,7 @@ def predict(
         Path(output),
         configuration=config.data.configuration,
         tile_step=config.predict.tile_step,
+        settings={"net": dataclasses.asdict(run.net), "mirror_axes": mirror_axes},
     )
 
 

@@ -21,7 +21,7 @@ from jaxmamba3d.config import (
     PredictConfig,
     TrainConfig,
 )
-from jaxmamba3d.data import Case, find_images, plan_workspace, read_description
+from jaxmamba3d.data import Case, find_images, plan_workspace, read_description, write_segmentation
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.nets import build_net, read_weights, to_official_weights
 from jaxmamba3d.run import import_weights, open_run, resolve_net, start_run
@@ -209,6 +209,37 @@ def test_volumes_of_any_size_are_predicted(finished, tmp_path):
             assert found.shape == image.shape
             np.testing.assert_allclose(found.affine, image.affine)
             assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
+
+
+def test_an_interrupted_prediction_goes_on(finished, tmp_path, monkeypatch):
+    run, _ = finished
+    images = [write_nifti(tmp_path / f"{n}.nii.gz", image_and_label(n, 2, (6, 7, 8))[0]) for n in range(3)]
+    cases = [Case(path.name.removesuffix(".nii.gz"), (path,)) for path in images]
+    written, interrupt_at = [], ["1.nii.gz"]
+
+    def write(path, *arguments):
+        if path.name in interrupt_at:
+            raise KeyboardInterrupt
+        write_segmentation(path, *arguments)
+        written.append(path.name[0])
+
+    def predict(run, **options):
+        written.clear()
+        experiment.predict(run, cases, tmp_path / "out", folds=[0], mirroring=False, **options)
+        return "".join(written)
+
+    monkeypatch.setattr("jaxmamba3d.inference.predict.write_segmentation", write)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run)
+    interrupt_at.clear()
+    assert predict(run) == "12"
+    assert predict(run) == ""
+    write_nifti(images[1], image_and_label(9, 2, (6, 7, 8))[0])
+    assert predict(run) == "1"
+    (tmp_path / "out" / "2.nii.gz").unlink()
+    assert predict(run) == "2"
+    farther = dataclasses.replace(run.config, predict=PredictConfig(mirroring=False, tile_step=0.9))
+    assert predict(dataclasses.replace(run, config=farther)) == "012"
 
 
 def test_bad_images_are_named_before_any_is_predicted(finished, tmp_path):

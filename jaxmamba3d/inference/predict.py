@@ -1,8 +1,10 @@
 """From image files to segmentation files."""
 
+import dataclasses
 import functools
+import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from flax import nnx
 from tqdm import tqdm
 
 from jaxmamba3d.data import Case, Plans, export_segmentation, preprocess_case, write_segmentation
+from jaxmamba3d.inference.finished_cases import FinishedCases, digest_of
 from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_volume
+
+logger = logging.getLogger(__name__)
 
 
 def make_net_predictor(
@@ -47,8 +52,11 @@ def predict_cases(
     *,
     configuration: str = "3d_fullres",
     tile_step: float = 0.5,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
+
+    Cases that an earlier call with the same weights, plans and settings finished are not predicted again.
 
     Args:
         predictor: see `make_net_predictor`.
@@ -58,12 +66,24 @@ def predict_cases(
         output: folder; made if missing.
         configuration: of the plans.
         tile_step: distance of neighbouring windows as a share of the window.
+        settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
 
     Raises:
         ValueError, FileNotFoundError: a case cannot be read; it is named. Cases before it are written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for case in tqdm(cases, desc="predict", unit="case"):
+    made_with = {
+        "plans": dataclasses.asdict(plans),
+        "configuration": configuration,
+        "patch_size": predictor.patch_size,
+        "tile_step": tile_step,
+        **(settings or {}),
+    }
+    finished = FinishedCases(output, digest_of(folds, made_with))
+    remaining = finished.remaining(cases)
+    if len(remaining) < len(cases):
+        logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)
+    for case in tqdm(remaining, desc="predict", unit="case"):
         prepared = preprocess_case(case.images, None, plans, configuration)
         volumes = (
             predict_volume(predictor, fold, prepared.image, tile_step=tile_step, progress=True)
@@ -72,4 +92,5 @@ def predict_cases(
         logits = functools.reduce(operator.iadd, volumes)
         logits /= len(folds)
         segmentation = export_segmentation(logits, prepared.properties, plans, configuration)
-        write_segmentation(output / f"{case.name}.nii.gz", segmentation, prepared.properties["geometry"])
+        write_segmentation(finished.output_of(case), segmentation, prepared.properties["geometry"])
+        finished.add(case)

@@ -1,0 +1,71 @@
+"""What an interrupted prediction left, so that the next call goes on from there."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmamba3d.data import Case
+from jaxmamba3d.files import write_json
+
+RECORD = "finished_cases.json"
+
+
+def digest_of(variables: Any, settings: dict[str, Any]) -> str:
+    """What tells predictions of other weights or settings apart: a hash of both, in hexadecimal.
+
+    Args:
+        variables: arrays, as a pytree.
+        settings: JSON-able.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data.cast("B"))
+    return digest.hexdigest()
+
+
+class FinishedCases:
+    """The record of an output folder: by which weights and settings its files were made, from which images.
+
+    Args:
+        folder: of the outputs.
+        digest: see `digest_of`; a record of another one counts for nothing.
+    """
+
+    def __init__(self, folder: Path, digest: str):
+        self.folder, self.digest = folder, digest
+        self.images: dict[str, list] = {}
+        try:
+            record = json.loads((folder / RECORD).read_text())
+            if record["digest"] == digest:
+                self.images = dict(record["images"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # no record, or none of ours: nothing is finished
+
+    def remaining(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases that have no output yet, or images that changed since."""
+        return [
+            case
+            for case in cases
+            if self.images.get(case.name) != _identity(case) or not self.output_of(case).is_file()
+        ]
+
+    def output_of(self, case: Case) -> Path:
+        return self.folder / f"{case.name}.nii.gz"
+
+    def add(self, case: Case) -> None:
+        """Notes that a case's output is whole."""
+        self.images[case.name] = _identity(case)
+        write_json(self.folder / RECORD, {"digest": self.digest, "images": self.images})
+
+
+def _identity(case: Case) -> list:
+    """Path, size and time of each image, which a changed file does not keep."""
+    stats = [(path, path.stat()) for path in case.images]
+    return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
