@@ -67,8 +67,9 @@ def predict(
     folds: tuple[int, ...] = (),
     checkpoint: Literal["latest", "best"] = "latest",
     no_mirroring: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Segment all images of a folder.
+    """Segment all images of a folder; a call that was interrupted goes on where it stopped.
 
     Args:
         run: folder of a training run.
@@ -77,13 +78,22 @@ def predict(
         folds: trained folds to average; default: all that are there.
         checkpoint: latest or best.
         no_mirroring: do not average over mirrored copies, an 8th of the work, whatever the run's config says.
+        probabilities: also write CASE.npz with the probabilities of all classes, [K, z, y, x].
     """
     trained = runs.open_run(run)
     found = folds or trained.trained_folds()
     check_that(bool(found), f"run {run}", "trained for at least one fold", "no checkpoints")
     cases = find_images(input, trained.net.in_channels)
     mirroring = False if no_mirroring else None
-    experiment.predict(trained, cases, output, folds=found, checkpoint=checkpoint, mirroring=mirroring)
+    experiment.predict(
+        trained,
+        cases,
+        output,
+        folds=found,
+        checkpoint=checkpoint,
+        mirroring=mirroring,
+        probabilities=probabilities,
+    )
 
 
 def evaluate(

@@ -117,6 +117,7 @@ def predict(
     folds: Sequence[int],
     checkpoint: str = "latest",
     mirroring: bool | None = None,
+    probabilities: bool = False,
 ) -> None:
     """Segments cases with the mean logits of trained folds, going on where an earlier call stopped; see
     `predict_cases`.
@@ -128,6 +129,7 @@ def predict(
         folds: which folds to average.
         checkpoint: latest | best.
         mirroring: average over mirrored copies; None: as the config says.
+        probabilities: also write CASE.npz with the probabilities of all classes.
     """
     check_choice("checkpoint", checkpoint, ("latest", "best"))
     check_images(cases, run.net.in_channels)
@@ -156,6 +158,7 @@ def predict(
         Path(output),
         configuration=config.data.configuration,
         tile_step=config.predict.tile_step,
+        probabilities=probabilities,
         settings={"net": dataclasses.asdict(run.net), "mirror_axes": mirror_axes},
     )
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import nibabel
 import numpy as np
 import pytest
 from real_data import ROOT
@@ -53,7 +54,16 @@ def test_the_whole_way_step_by_step(command, tmp_path):
         ("plan", "data", "--output", "work", "--processes", "1"),
         ("preprocess", "work", "--processes", "1"),
         ("train", "config.py", "--data.work", "work", "--train.seed", "3"),
-        ("predict", "run", "--input", "data/imagesTr", "--output", "predictions", "--no-mirroring"),
+        (
+            "predict",
+            "run",
+            "--input",
+            "data/imagesTr",
+            "--output",
+            "predictions",
+            "--no-mirroring",
+            "--probabilities",
+        ),
     ):
         assert command(*arguments)[0] in (None, 0), arguments
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["seed"] == 3
@@ -65,7 +75,14 @@ def test_the_whole_way_step_by_step(command, tmp_path):
         "summary.json",
         "summary.md",
     }
-    assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 5
+    predictions = sorted((tmp_path / "predictions").glob("*.nii.gz"))
+    assert len(predictions) == 5
+    for path in predictions:
+        probabilities = np.load(path.with_name(path.name.replace(".nii.gz", ".npz")))["probabilities"]
+        labels = np.asarray(nibabel.load(path).dataobj)
+        assert probabilities.shape == (3, *labels.shape[::-1])
+        np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
+        np.testing.assert_array_equal(probabilities.argmax(0), labels.T)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
 from jaxmamba3d.data import Case, Plans, export_segmentation, preprocess_case, write_segmentation
+from jaxmamba3d.files import replacing
 from jaxmamba3d.inference.finished_cases import FinishedCases, digest_of
 from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_volume
 
@@ -53,6 +55,7 @@ def predict_cases(
     configuration: str = "3d_fullres",
     tile_step: float = 0.5,
     settings: Mapping[str, Any] | None = None,
+    probabilities: bool = False,
 ) -> None:
     """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
 
@@ -66,6 +69,8 @@ def predict_cases(
         output: folder; made if missing.
         configuration: of the plans.
         tile_step: distance of neighbouring windows as a share of the window.
+        probabilities: also write OUTPUT/NAME.npz, as nnU-Net does: `probabilities` [K, z, y, x] float32 in the
+            image's voxels.
         settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
 
     Raises:
@@ -77,6 +82,7 @@ def predict_cases(
         "configuration": configuration,
         "patch_size": predictor.patch_size,
         "tile_step": tile_step,
+        "probabilities": probabilities,
         **(settings or {}),
     }
     finished = FinishedCases(output, digest_of(folds, made_with))
@@ -91,6 +97,12 @@ def predict_cases(
         )
         logits = functools.reduce(operator.iadd, volumes)
         logits /= len(folds)
-        segmentation = export_segmentation(logits, prepared.properties, plans, configuration)
+        export = functools.partial(export_segmentation, logits, prepared.properties, plans, configuration)
+        if probabilities:
+            segmentation, shares = export(return_probabilities=True)
+            with replacing(output / f"{case.name}.npz") as unfinished:
+                np.savez_compressed(unfinished, probabilities=np.moveaxis(shares, -1, 0))
+        else:
+            segmentation = export()
         write_segmentation(finished.output_of(case), segmentation, prepared.properties["geometry"])
         finished.add(case)
