@@ -11,10 +11,10 @@ import tyro
 
 from jaxmamba3d import experiment
 from jaxmamba3d import run as runs
-from jaxmamba3d.bench import scan
-from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_shapes
+from jaxmamba3d.bench import net, scan
+from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_net, paper_shapes
 from jaxmamba3d.checks import UnsupportedError, check_that
-from jaxmamba3d.config import SCAN_IMPLEMENTATIONS, DataConfig, ExperimentConfig, NetOptions
+from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS, DataConfig, ExperimentConfig, NetOptions
 from jaxmamba3d.data import find_images, load_plans, open_workspace, plan_workspace, read_description
 from jaxmamba3d.evaluation import evaluate_folders
 from jaxmamba3d.nets import read_weights
@@ -218,9 +218,40 @@ def bench_scan(
     sys.stdout.write((output / "scan.md").read_text())
 
 
+def bench_net(
+    aot: str,
+    output: Path = Path("bench"),
+    datasets: tuple[str, ...] = tuple(PLANS),
+    nets: tuple[str, ...] = NETS,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    remat: bool = True,
+    batch_per_chip: int = 1,
+) -> None:
+    """Compile training steps of the paper's networks at full size for TPUs, and say what memory they need.
+
+    Args:
+        aot: the chips, a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4; none need be here, but libtpu.
+        output: folder of net.md and net.json, written after each step.
+        datasets: whose patches, channels and classes: brain_tumour, acdc, synapse.
+        nets: which networks.
+        dtype: to compute in.
+        remat: recompute each Mamba block in the backward pass.
+        batch_per_chip: patches.
+    """
+    net.use_tpu_compiler()
+    cases = [
+        (paper_net(name, dataset, dtype=dtype, remat=remat), dataset, PLANS[dataset].patch)
+        for dataset in datasets
+        for name in nets
+    ]
+    net.bench_nets(cases, batch_per_chip, aot, output)
+    sys.stdout.write((output / "net.md").read_text())
+
+
 def bench() -> None:
-    """Measure speed and memory: `bench scan`."""
-    tyro.extras.subcommand_cli_from_dict({"scan": bench_scan}, prog="jaxmamba3d bench", args=sys.argv[2:])
+    """Measure speed and memory: `bench scan`, `bench net`."""
+    commands = {"scan": bench_scan, "net": bench_net}
+    tyro.extras.subcommand_cli_from_dict(commands, prog="jaxmamba3d bench", args=sys.argv[2:])
 
 
 COMMANDS = {

@@ -1,18 +1,57 @@
-"""The scans of the paper's networks, stage by stage."""
+"""The paper's networks at full size, and their scans stage by stage."""
 
 import math
 from collections.abc import Collection
 from typing import NamedTuple
 
 from jaxmamba3d.checks import check_choice
-from jaxmamba3d.config import NETS
+from jaxmamba3d.config import NETS, NetConfig, Triple
 
 FEATURES = (32, 64, 128, 256, 320, 320)
-# Patch, batch and strides of the authors' 3d_fullres plans (LucaLumetti/TamingMambas).
+
+
+class PaperPlan(NamedTuple):
+    """What a dataset's 3d_fullres plans fix: patch and batch, the convolutions' strides and kernels, channels
+    and classes."""
+
+    patch: Triple
+    batch: int
+    strides: tuple[Triple, ...]
+    kernels: tuple[Triple, ...]
+    in_channels: int
+    num_classes: int
+
+
+_CUBE, _PLANE = (3, 3, 3), (1, 3, 3)
+_DOWN, _DOWN_IN_PLANE = (2, 2, 2), (1, 2, 2)
+_FIRST = (1, 1, 1)
+
+# The authors' plans (LucaLumetti/TamingMambas).
 PLANS = {
-    "brain_tumour": ((128, 128, 128), 2, ((1, 1, 1), *[(2, 2, 2)] * 5)),
-    "acdc": ((14, 256, 224), 2, ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2))),
-    "synapse": ((48, 192, 192), 2, ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))),
+    "brain_tumour": PaperPlan(
+        patch=(128, 128, 128),
+        batch=2,
+        strides=(_FIRST, _DOWN, _DOWN, _DOWN, _DOWN, _DOWN),
+        kernels=(_CUBE, _CUBE, _CUBE, _CUBE, _CUBE, _CUBE),
+        in_channels=4,
+        num_classes=4,
+    ),
+    "acdc": PaperPlan(
+        patch=(14, 256, 224),
+        batch=2,
+        strides=(_FIRST, _DOWN_IN_PLANE, _DOWN_IN_PLANE, _DOWN, _DOWN_IN_PLANE, _DOWN_IN_PLANE),
+        kernels=(_PLANE, _PLANE, _CUBE, _CUBE, _CUBE, _CUBE),
+        in_channels=1,
+        num_classes=4,
+    ),
+    "synapse": PaperPlan(
+        patch=(48, 192, 192),
+        batch=2,
+        strides=(_FIRST, _DOWN_IN_PLANE, _DOWN, _DOWN, _DOWN, _DOWN_IN_PLANE),
+        kernels=(_PLANE, _CUBE, _CUBE, _CUBE, _CUBE, _CUBE),
+        in_channels=1,
+        num_classes=14,
+    ),
 }
 SCANNING_NETS = tuple(net for net in NETS if net != "resunet")
 
@@ -32,6 +71,23 @@ class ScanShape(NamedTuple):
         return self[:4]
 
 
+def paper_net(name: str, dataset: str, **options) -> NetConfig:
+    """A network as the authors' plans of a dataset make it; options: further fields, such as dtype."""
+    check_choice("datasets", dataset, PLANS)
+    plan = PLANS[dataset]
+    return NetConfig(
+        name,
+        plan.in_channels,
+        plan.num_classes,
+        features=FEATURES,
+        kernel_sizes=plan.kernels,
+        strides=plan.strides,
+        blocks_per_stage=(2,) * len(FEATURES),
+        decoder_blocks_per_stage=(2,) * (len(FEATURES) - 1),
+        **options,
+    )
+
+
 def paper_shapes(datasets: Collection[str] = tuple(PLANS), nets: Collection[str] = SCANNING_NETS):
     """The different scans of the networks' stages, longest first.
 
@@ -45,14 +101,14 @@ def paper_shapes(datasets: Collection[str] = tuple(PLANS), nets: Collection[str]
     stages: dict[tuple[int, ...], list[str]] = {}
     for dataset in datasets:
         check_choice("datasets", dataset, PLANS)
-        patch, batch, strides = PLANS[dataset]
+        plan = PLANS[dataset]
         for net in nets:
             check_choice("nets", net, SCANNING_NETS)
-            length = math.prod(patch)
-            for stage, (features, stride) in enumerate(zip(FEATURES, strides, strict=True)):
+            length = math.prod(plan.patch)
+            for stage, (features, stride) in enumerate(zip(FEATURES, plan.strides, strict=True)):
                 length //= math.prod(stride)
                 states = min(features, 64 if net == "multisegmamba" else 256)
-                stages.setdefault((batch, length, 2 * features, states), []).append(
+                stages.setdefault((plan.batch, length, 2 * features, states), []).append(
                     f"{dataset} {net} {stage}"
                 )
     shapes = [ScanShape(*size, _summary(where)) for size, where in stages.items()]

@@ -69,8 +69,8 @@ def predict_cases(
         output: folder; made if missing.
         configuration: of the plans.
         tile_step: distance of neighbouring windows as a share of the window.
-        probabilities: also write OUTPUT/NAME.npz, as nnU-Net does: `probabilities` [K, z, y, x] float32 in the
-            image's voxels.
+        probabilities: also write OUTPUT/NAME.npz, as nnU-Net does: `probabilities` [K, z, y, x] float32 on
+            the image's voxels.
         settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
 
     Raises:

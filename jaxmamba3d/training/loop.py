@@ -59,6 +59,7 @@ def train_fold(
     mesh = make_mesh(batch_size)
     state = replicate(mesh, init_state(net, optimizer))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
         keep = config.train.keep_checkpoints
         checkpoints = Checkpoints(folder / "checkpoints", keep=keep, identity=identity)
         stack.callback(checkpoints.close)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmamba3d.machine import core_count
+from jaxmamba3d.ops.selective_scan.kernel_scan import DATA_AXIS
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def make_mesh(batch_size: int) -> Mesh:
             len(devices),
             batch_size,
         )
-    return Mesh(np.array(devices[:used]), ("data",))
+    return Mesh(np.array(devices[:used]), (DATA_AXIS,))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -46,5 +47,5 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A process's part of a batch as global arrays, split along the first axis over the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
     return {name: jax.make_array_from_process_local_data(sharding, part) for name, part in batch.items()}

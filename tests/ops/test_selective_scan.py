@@ -1,5 +1,6 @@
 """One contract for every implementation of the selective scan, against the float32 reference."""
 
+import contextlib
 import functools
 
 import jax
@@ -207,20 +208,37 @@ def test_two_devices(implementation, sharded_axis):
 
 
 @pytest.mark.parametrize("implementation", TESTED)
-def test_a_sharded_batch_stays_where_it_is(implementation):
+@pytest.mark.parametrize("mesh_is_set", [False, True])
+def test_a_sharded_batch_stays_where_it_is(implementation, mesh_is_set):
     """No sequence goes to another device; the gradients of the parameters do, once."""
     arguments = random_arguments(2, 40, 3, 2)
-    mesh = jax.sharding.Mesh(jax.devices()[:2], ("x",))
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     parameters = ("A", "D", "delta_bias")
     placed = {
-        k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(None if k in parameters else "x")))
+        k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(None if k in parameters else "data")))
         for k, v in arguments.items()
     }
     gradient = jax.grad(lambda a: jnp.sum(selective_scan(**a, implementation=implementation) ** 2))
-    text = jax.jit(gradient).lower(placed).compile().as_text()
+    with jax.set_mesh(mesh) if mesh_is_set else contextlib.nullcontext():
+        text = jax.jit(gradient).lower(placed).compile().as_text()
     assert "all-reduce" in text
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert collective not in text
+
+
+@pytest.mark.parametrize("implementation", [name for name in TESTED if "pallas" in name])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_mesh_that_is_set(implementation, batch):
+    """Kernels run on each device's part of the batch, or on all of it where it does not divide."""
+    arguments = random_arguments(batch, 20, 3, 2)
+    with jax.set_mesh(jax.sharding.Mesh(jax.devices()[:2], ("data",))):
+        jaxpr = str(
+            jax.make_jaxpr(functools.partial(selective_scan, implementation=implementation))(
+                *(arguments[k] for k in ["u", "delta", "A", "B", "C"])
+            )
+        )
+        assert "shard_map" in jaxpr
+        assert_like_reference(arguments, implementation, rounding("float32", 20))
 
 
 @pytest.mark.parametrize("implementation", ["reference", *TESTED])

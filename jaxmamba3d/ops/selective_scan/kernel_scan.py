@@ -1,8 +1,9 @@
 """What makes a differentiable scan of a kernel's forward and backward pass.
 
 A kernel is opaque to JAX: here it learns how a kernel is differentiated (`jax.custom_vjp`), that sequences
-are independent, so that a batch sharded over devices stays where it is (`custom_partitioning`), and that a
-mapped axis is more batch (`custom_vmap`).
+are independent, so that a batch sharded over devices stays where it is, and that a mapped axis is more batch
+(`custom_vmap`). A batch is shared out by `jax.shard_map` over the axis `data` of the mesh that `jax.set_mesh`
+set; without one by `custom_partitioning`, which TPUs lack (github.com/jax-ml/jax/issues/38196).
 
 Inside, parameters have an axis [G] in front, for G scans in one call: sequence b has those of b % G.
 """
@@ -18,7 +19,11 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxmamba3d.ops.backend import target_backend
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+
+DATA_AXIS = "data"
+"""The mesh axis over which batches are shared out."""
 
 
 class KernelOptions(NamedTuple):
@@ -126,11 +131,16 @@ def _merged(sequences: ScanArguments, parameters: ScanArguments) -> ScanArgument
 
 def _each_sequence(function, partition: bool):
     """function(batched, parameters), where all leaves of `batched` and of the result have [B] in front."""
-    call = functools.partial(_partitioned, function) if partition else function
 
     @custom_vmap
     def mapped(batched, parameters):
-        return call(batched, parameters)
+        if not partition:
+            return function(batched, parameters)
+        if DATA_AXIS in jax.sharding.get_abstract_mesh().auto_axes:
+            return _over_mesh(function, batched, parameters)
+        if target_backend() == "tpu":  # which does not know custom_partitioning
+            return function(batched, parameters)
+        return _partitioned(function, batched, parameters)
 
     @mapped.def_vmap
     def rule(size, is_mapped, batched, parameters):
@@ -157,6 +167,17 @@ def _fold(size, array, is_mapped):
 
 def _unfold(size, array):
     return jnp.swapaxes(array.reshape(-1, size, *array.shape[1:]), 0, 1)
+
+
+def _over_mesh(function, batched, parameters):
+    """The call on each device's part of the batch, in the mesh that `jax.set_mesh` set."""
+    devices = jax.sharding.get_abstract_mesh().shape[DATA_AXIS]
+    batch, groups = (jax.tree.leaves(x)[0].shape[0] for x in (batched, parameters))
+    whole = PartitionSpec()
+    split = whole if batch % (devices * groups) else PartitionSpec(DATA_AXIS)
+    return jax.shard_map(
+        function, in_specs=(split, whole), out_specs=split, axis_names={DATA_AXIS}, check_vma=False
+    )(batched, parameters)
 
 
 def _partitioned(function, batched, parameters):
