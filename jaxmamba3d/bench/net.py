@@ -1,7 +1,7 @@
 """`jaxmamba3d bench net`: whole training steps, compiled for chips that need not be here."""
 
 import dataclasses
-import logging
+import importlib.util
 import os
 import re
 import time
@@ -16,16 +16,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxmamba3d.checks import UnsupportedError
+from jaxmamba3d.checks import UnsupportedError, check_positive
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.files import write_json, write_text
 from jaxmamba3d.nets import build_net
-from jaxmamba3d.ops.backend import compile_for
-from jaxmamba3d.ops.selective_scan.kernel_scan import DATA_AXIS
+from jaxmamba3d.ops.backend import DATA_AXIS, compile_for
 from jaxmamba3d.training import make_optimizer
 from jaxmamba3d.training.steps import init_state, make_train_step
-
-logger = logging.getLogger(__name__)
 
 GIB = 2**30
 GIB_OF = {"M": 1 / 1024, "G": 1, "T": 1024}
@@ -67,14 +64,13 @@ def use_tpu_compiler() -> None:
     Raises:
         UnsupportedError: libtpu is not installed.
     """
-    try:
-        import libtpu  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError("compiling for TPUs needs libtpu: pip install libtpu") from error
+    if importlib.util.find_spec("libtpu") is None:
+        raise UnsupportedError("compiling for TPUs needs libtpu: pip install libtpu")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no chip is taken, so others may compile beside
     ):
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
@@ -91,8 +87,16 @@ def compile_train_step(
         patch: voxels.
         batch_per_chip: samples of each chip.
         chips: topology, such as v5e:2x4.
+
+    Raises:
+        ValueError: there is no such topology, or a batch below 1.
     """
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=chips).devices
+    check_positive("batch_per_chip", batch_per_chip)
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=chips).devices
+    except jax.errors.JaxRuntimeError as error:
+        wish = "a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4"
+        raise ValueError(f"chips must be {wish}, got {chips!r} ({str(error).splitlines()[0]})") from error
     mesh = Mesh(np.array(devices), (DATA_AXIS,))
     batch = batch_per_chip * len(devices)
 

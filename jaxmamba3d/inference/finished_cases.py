@@ -36,10 +36,11 @@ class FinishedCases:
     Args:
         folder: of the outputs.
         digest: see `digest_of`; a record of another one counts for nothing.
+        endings: of the files of each case.
     """
 
-    def __init__(self, folder: Path, digest: str):
-        self.folder, self.digest = folder, digest
+    def __init__(self, folder: Path, digest: str, endings: Sequence[str]):
+        self.folder, self.digest, self.endings = folder, digest, endings
         self.images: dict[str, list] = {}
         try:
             record = json.loads((folder / RECORD).read_text())
@@ -49,15 +50,13 @@ class FinishedCases:
             pass  # no record, or none of ours: nothing is finished
 
     def remaining(self, cases: Sequence[Case]) -> list[Case]:
-        """The cases that have no output yet, or images that changed since."""
+        """The cases that lack an output, or whose images changed since."""
         return [
             case
             for case in cases
-            if self.images.get(case.name) != _identity(case) or not self.output_of(case).is_file()
+            if self.images.get(case.name) != _identity(case)
+            or not all((self.folder / f"{case.name}{ending}").is_file() for ending in self.endings)
         ]
-
-    def output_of(self, case: Case) -> Path:
-        return self.folder / f"{case.name}.nii.gz"
 
     def add(self, case: Case) -> None:
         """Notes that a case's output is whole."""

@@ -19,6 +19,8 @@ from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_pre
 
 logger = logging.getLogger(__name__)
 
+SEGMENTATION, PROBABILITIES = ".nii.gz", ".npz"
+
 
 def make_net_predictor(
     net: nnx.Module,
@@ -69,9 +71,9 @@ def predict_cases(
         output: folder; made if missing.
         configuration: of the plans.
         tile_step: distance of neighbouring windows as a share of the window.
+        settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
         probabilities: also write OUTPUT/NAME.npz, as nnU-Net does: `probabilities` [K, z, y, x] float32 on
             the image's voxels.
-        settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
 
     Raises:
         ValueError, FileNotFoundError: a case cannot be read; it is named. Cases before it are written.
@@ -82,10 +84,10 @@ def predict_cases(
         "configuration": configuration,
         "patch_size": predictor.patch_size,
         "tile_step": tile_step,
-        "probabilities": probabilities,
         **(settings or {}),
     }
-    finished = FinishedCases(output, digest_of(folds, made_with))
+    endings = [SEGMENTATION, PROBABILITIES] if probabilities else [SEGMENTATION]
+    finished = FinishedCases(output, digest_of(folds, made_with), endings)
     remaining = finished.remaining(cases)
     if len(remaining) < len(cases):
         logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)
@@ -100,9 +102,11 @@ def predict_cases(
         export = functools.partial(export_segmentation, logits, prepared.properties, plans, configuration)
         if probabilities:
             segmentation, shares = export(return_probabilities=True)
-            with replacing(output / f"{case.name}.npz") as unfinished:
+            with replacing(output / f"{case.name}{PROBABILITIES}") as unfinished:
                 np.savez_compressed(unfinished, probabilities=np.moveaxis(shares, -1, 0))
         else:
             segmentation = export()
-        write_segmentation(finished.output_of(case), segmentation, prepared.properties["geometry"])
+        write_segmentation(
+            output / f"{case.name}{SEGMENTATION}", segmentation, prepared.properties["geometry"]
+        )
         finished.add(case)

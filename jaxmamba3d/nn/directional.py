@@ -11,9 +11,7 @@ from jaxmamba3d.nn.mamba import MambaBlock
 from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.backend import target_backend
 from jaxmamba3d.ops.scan_orders import SCAN_ORDERS, to_tokens, to_volume
-
-SMALL_VOLUME = 2**19
-"""Numbers: with twice as many inner channels, in tiles of 16, 2048 of the kernels' shortest chunks."""
+from jaxmamba3d.ops.selective_scan.blocks import leaves_gpu_idle
 
 
 class BidirectionalMambaBlock(nnx.Module):
@@ -80,7 +78,8 @@ class MultiOrderMambaBlock(nnx.Module):
         sequences = [to_tokens(x, order) for order in self.orders]
         in_one_call = self.in_one_call
         if in_one_call is None:
-            in_one_call = target_backend() == "gpu" and x.size <= SMALL_VOLUME
+            inner = self.blocks[0].forward.mamba.D.shape[0]
+            in_one_call = target_backend() == "gpu" and leaves_gpu_idle(*sequences[0].shape[:2], inner)
         if in_one_call:
             mixed = self._together(sequences)
         else:

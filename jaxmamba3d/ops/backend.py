@@ -1,10 +1,13 @@
-"""Which backend a program is being traced for."""
+"""What a program is being traced for: its backend, its GPUs, and the mesh axis of its batch."""
 
 import contextlib
 import contextvars
 from collections.abc import Iterator
 
 import jax
+
+DATA_AXIS = "data"
+"""The mesh axis over which batches are shared out."""
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_backend", default=None)
 
@@ -22,3 +25,9 @@ def compile_for(backend: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+def older_gpu_than(capability: float) -> str | None:
+    """The lowest compute capability of the GPUs here if it is below the one given, else None."""
+    found = [device.compute_capability for device in jax.devices() if device.platform == "gpu"]
+    return min((c for c in found if float(c) < capability), key=float, default=None)

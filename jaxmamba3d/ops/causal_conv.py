@@ -59,7 +59,6 @@ def _forward(reverse, x, weight, bias):
 def _backward(reverse, saved, g):
     """By hand: on CPUs JAX's own form takes five times as long, nearly all of it for the weight."""
     x, weight, bias = saved
-
     wide = g.astype(jnp.float32)
     g_weight = jnp.stack([jnp.sum(wide * y, axis=(0, 1)) for y in _shifted(x, weight.shape[0], reverse)])
     g_bias = jnp.sum(wide, axis=(0, 1)).astype(bias.dtype)

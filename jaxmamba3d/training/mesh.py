@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmamba3d.machine import core_count
-from jaxmamba3d.ops.selective_scan.kernel_scan import DATA_AXIS
+from jaxmamba3d.ops.backend import DATA_AXIS
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """`jaxmamba3d bench net`: whole training steps compiled for chips that are not here."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -45,8 +46,10 @@ def test_the_table():
     fits = CompiledStep(
         "resunet", "acdc", "bfloat16", True, "v5e:2x4", 8, 59_800_000, 1.25, 12.34, True, 60.2
     )
-    rows = _markdown([fits, CompiledStep(*fits.__dict__.values())]).splitlines()
+    too_big = dataclasses.replace(fits, tflops=None, memory_gib=None, fits=False)
+    rows = _markdown([fits, too_big]).splitlines()
     assert rows[2] == "| resunet | acdc | bfloat16 | yes | v5e:2x4 | 8 | 59.8 M | 1.2 | 12.3 | yes | 60 |"
+    assert rows[3].endswith("| 59.8 M | - | - | no | 60 |")
 
 
 @pytest.mark.aot

@@ -114,6 +114,9 @@ def selective_scan(
         beyond inputs and outputs is the state at chunk borders, [L / 256, B, D, N] float32, and the states of
         one chunk; a length without a divisor from 128 to 256 is padded, which copies the sequences.
 
+    Several devices: a batch that is sharded stays where it is; for the kernel on TPUs, set a mesh
+    (`jax.set_mesh`) with an axis named data, over which the batch is then shared out.
+
     Raises:
         ValueError: a shape or dtype does not fit, or the implementation is unknown.
         UnsupportedError: the implementation named cannot run this call on this backend.

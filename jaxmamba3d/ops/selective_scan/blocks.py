@@ -9,7 +9,7 @@ as many programs as an H100 holds at once, for each has memory of its own for th
 
 Mosaic GPU: a program is a warpgroup with 64 channels, N / 2 numbers of the tile a thread. The gradient kernel
 holds the states of a step in registers, at most 128 of them, and one state a step in 64 kB of shared memory,
-so that two or three programs share a processor.
+so that two programs share a processor.
 
 TPU: blocks of time are whole lanes, 128 tokens or twice that, and the states of a chunk, the largest part of
 VMEM, stay below 16 MB.
@@ -31,6 +31,7 @@ GRADIENT_WARPS = 1024
 LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32
 STRIDE = 4
 WARPGROUP_TILE = 64
+"""What the layout of the registers wants."""
 LONGEST_STEP, STEP_STATES = 8, 256
 KEPT_STATE_BYTES = 64 * 2**10
 LANES, SUBLANES = 128, 8
@@ -89,6 +90,11 @@ def triton_blocks(batch: int, length: int, channels: int, states: int) -> Triton
         groups=math.ceil(tiles / splits),
     )
     return _overridden(blocks)
+
+
+def leaves_gpu_idle(batch: int, length: int, channels: int) -> bool:
+    """Whether a call of [B, L, D] is too small for every processor to have a chunk of the shortest kind."""
+    return batch * length * math.ceil(channels / GRADIENT_TILE) <= FORWARD_PROGRAMS * SHORTEST_CHUNK
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,8 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmamba3d.ops.backend import target_backend
+from jaxmamba3d.ops.backend import DATA_AXIS, target_backend
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
-
-DATA_AXIS = "data"
-"""The mesh axis over which batches are shared out."""
 
 
 class KernelOptions(NamedTuple):

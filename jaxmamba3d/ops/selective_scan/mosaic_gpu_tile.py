@@ -14,12 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxmamba3d.ops.selective_scan.blocks import WARPGROUP_TILE as TILE
 from jaxmamba3d.ops.selective_scan.blocks import MosaicGpuBlocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions, where_present
 from jaxmamba3d.ops.selective_scan.recurrence import TileForm, Token
-
-TILE = 64
-"""Channels of a tile: what the layout wants."""
 
 _TILE_LAYOUT = plgpu.Layout.WGMMA
 _ROW_LAYOUT, _COLUMN_LAYOUT = _TILE_LAYOUT.reduce(1), _TILE_LAYOUT.reduce(0)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import mosaic_gpu_blocks
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
@@ -47,10 +48,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return "it lowers through Mosaic GPU, for NVIDIA GPUs"
     if jax.__version_info__ < OLDEST_JAX:
         return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
-    capabilities = {d.compute_capability for d in jax.devices() if d.platform == "gpu"}
-    old = sorted(c for c in capabilities if float(c) < OLDEST_CAPABILITY)
-    if old:
-        return f"it needs a Hopper GPU or newer, and this one is of compute capability {old[0]}"
+    if old := older_gpu_than(OLDEST_CAPABILITY):
+        return f"it needs a Hopper GPU or newer, and this one is of compute capability {old}"
     channels, states = arguments.A.shape
     if channels % TILE:
         return f"it works on {TILE} channels at a time, and {channels} are no multiple of that"
@@ -294,16 +293,9 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         h0=None,
     )
     column_rows = plgpu.SMEM((step, states), jnp.float32)
-    rows = ScanArguments(
-        staged(inputs.u),
-        staged(inputs.delta),
-        None,
-        column_rows,
-        column_rows,
-        None,
-        staged(inputs.z),
-        None,
-        None,
+    absent = ScanArguments(*[None] * len(ScanArguments._fields))
+    rows = absent._replace(
+        u=staged(inputs.u), delta=staged(inputs.delta), B=column_rows, C=column_rows, z=staged(inputs.z)
     )
     swizzle = next(size for size in (128, 64, 32) if 4 * states % size == 0)
     kept = plgpu.SMEM(

@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import triton_blocks
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
@@ -42,10 +43,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     """Why this implementation cannot run a call, or None; on a CPU it runs interpreted, which is slow."""
     if backend == "tpu":
         return "it lowers through Triton, for NVIDIA GPUs"
-    capabilities = {d.compute_capability for d in jax.devices() if d.platform == "gpu"}
-    old = sorted(c for c in capabilities if float(c) < OLDEST_CAPABILITY)
-    if old:
-        return f"Triton needs an Ampere GPU or newer, and this one is of compute capability {old[0]}"
+    if old := older_gpu_than(OLDEST_CAPABILITY):
+        return f"Triton needs an Ampere GPU or newer, and this one is of compute capability {old}"
     (batch, length, channels), state = arguments.u.shape, arguments.A.shape[1]
     if batch * length * max(channels, state) >= 2**31:
         return "its addresses are 32 bits wide, too few for sequences of 2^31 numbers in all"

@@ -22,7 +22,8 @@ from jaxmamba3d.ops.selective_scan.chunking import chunk_count, chunk_length
 from jaxmamba3d.ops.selective_scan.recurrence import Token, advance, compose, readout, retreat
 
 TILE_NUMBERS = 2048
-"""A CPU core walks the tokens two to three times as fast for states of at most so many numbers, 8 kB."""
+"""A CPU core walks the tokens of one sequence two to three times as fast for states of at most so many
+numbers, 8 kB; those of two sequences at once more slowly, but training gives each core its own."""
 
 
 class InnerScan(Protocol):

@@ -1,62 +1,23 @@
-"""Whole runs on small data: train, stop, go on, predict, score; and the authors' weights as a run."""
+"""Whole runs on small data: train, stop, go on, predict, score."""
 
 import dataclasses
 import json
 import shutil
 
-import jax
 import nibabel
 import numpy as np
 import pytest
-from flax import nnx
-from safetensors.numpy import save_file
-from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti, write_nnunet
+from small_datasets import image_and_label, write_decathlon, write_nifti
+from small_runs import EPOCHS, params_of, small_config
 
 from jaxmamba3d import experiment
 from jaxmamba3d.config import (
-    DataConfig,
     ExperimentConfig,
     NetOptions,
-    OptimConfig,
-    PredictConfig,
-    TrainConfig,
 )
-from jaxmamba3d.data import Case, find_images, plan_workspace, read_description, write_segmentation
+from jaxmamba3d.data import plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
-from jaxmamba3d.nets import build_net, read_weights, to_official_weights
-from jaxmamba3d.run import import_weights, open_run, resolve_net, start_run
-from jaxmamba3d.training import restore_params
-
-EPOCHS = 3
-
-
-def small_config(dataset, output, **train) -> ExperimentConfig:
-    return ExperimentConfig(
-        output=str(output),
-        data=DataConfig(str(dataset), patch_size=(8, 8, 8), batch_size=2),
-        net=NetOptions("resunet", (4, 8), blocks_per_stage=(1, 1), decoder_blocks_per_stage=(1,)),
-        optim=OptimConfig(schedule="constant", learning_rate=1e-2),
-        train=TrainConfig(**({"epochs": EPOCHS, "steps_per_epoch": 4, "validation_steps": 2} | train)),
-        predict=PredictConfig(mirroring=False, window_batch=2),
-    )
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return write_nnunet(tmp_path_factory.mktemp("data") / "Dataset001_Small", channels=2)
-
-
-@pytest.fixture(scope="module")
-def finished(dataset, tmp_path_factory):
-    """A run from the dataset to its scores."""
-    config = small_config(dataset, tmp_path_factory.mktemp("run") / "small")
-    scores = experiment.run_experiment(config)
-    return open_run(config.output), scores
-
-
-def params_of(run, which="latest"):
-    template = nnx.state(run.abstract_net(), nnx.Param)
-    return jax.tree.leaves(restore_params(run.fold_folder(0) / "checkpoints", template, which))
+from jaxmamba3d.run import open_run, resolve_net, start_run
 
 
 def test_a_run_leaves_all_that_describes_it(finished):
@@ -191,91 +152,6 @@ def test_a_checkpoint_of_other_cases_is_refused(finished, tmp_path):
         experiment.run_experiment(config)
 
 
-def test_volumes_of_any_size_are_predicted(finished, tmp_path):
-    """Smaller than a window, odd, and much longer than wide; at other spacings."""
-    run, _ = finished
-    for number, (shape, spacing) in enumerate((((5, 7, 3), 1.0), ((30, 9, 17), 0.7), ((13, 13, 13), 2.5))):
-        image, _ = image_and_label(number, 2, shape)
-        affine = AFFINE @ np.diag([spacing, 1, 1, 1])
-        for channel in range(2):
-            write_nifti(tmp_path / "in" / f"x{number}_{channel:04d}.nii.gz", image[..., channel], affine)
-    cases = find_images(tmp_path / "in", 2)
-    for mirroring in (False, True):
-        experiment.predict(run, cases, tmp_path / "out", folds=[0], checkpoint="best", mirroring=mirroring)
-        for case in cases:
-            image, found = (
-                nibabel.load(p) for p in (case.images[0], tmp_path / "out" / f"{case.name}.nii.gz")
-            )
-            assert found.shape == image.shape
-            np.testing.assert_allclose(found.affine, image.affine)
-            assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
-
-
-def test_an_interrupted_prediction_goes_on(finished, tmp_path, monkeypatch):
-    run, _ = finished
-    images = [write_nifti(tmp_path / f"{n}.nii.gz", image_and_label(n, 2, (6, 7, 8))[0]) for n in range(3)]
-    cases = [Case(path.name.removesuffix(".nii.gz"), (path,)) for path in images]
-    written, interrupt_at = [], ["1.nii.gz"]
-
-    def write(path, *arguments):
-        if path.name in interrupt_at:
-            raise KeyboardInterrupt
-        write_segmentation(path, *arguments)
-        written.append(path.name[0])
-
-    def predict(run, **options):
-        written.clear()
-        experiment.predict(run, cases, tmp_path / "out", folds=[0], mirroring=False, **options)
-        return "".join(written)
-
-    monkeypatch.setattr("jaxmamba3d.inference.predict.write_segmentation", write)
-    with pytest.raises(KeyboardInterrupt):
-        predict(run)
-    interrupt_at.clear()
-    assert predict(run) == "12"
-    assert predict(run) == ""
-    write_nifti(images[1], image_and_label(9, 2, (6, 7, 8))[0])
-    assert predict(run) == "1"
-    (tmp_path / "out" / "2.nii.gz").unlink()
-    assert predict(run) == "2"
-    farther = dataclasses.replace(run.config, predict=PredictConfig(mirroring=False, tile_step=0.9))
-    assert predict(dataclasses.replace(run, config=farther)) == "012"
-
-
-def test_bad_images_are_named_before_any_is_predicted(finished, tmp_path):
-    run, _ = finished
-    image, _ = image_and_label(0, 2)
-    good = write_nifti(tmp_path / "a.nii.gz", image)
-    bad = write_nifti(tmp_path / "b.nii.gz", image[..., :1])
-    (text := tmp_path / "c.nii").write_text("no image" * 100)
-    cases = [Case("a", (good,)), Case("b", (bad,)), Case("c", (text,))]
-    with pytest.raises(ValueError, match="2 of 3 cases are bad") as caught:
-        experiment.predict(run, cases, tmp_path / "out", folds=[0])
-    _, first, second = str(caught.value).splitlines()
-    assert first == f"b: {bad} must be of 2 channels, got 1"
-    assert second.startswith(f"c: {text} must be a whole NIfTI file")
-    assert not (tmp_path / "out").exists()
-
-
-def test_images_are_not_overwritten(finished, tmp_path):
-    run, _ = finished
-    image, _ = image_and_label(0, 2)
-    path = write_nifti(tmp_path / "a.nii.gz", image)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="output must be another folder than the images'"):
-        experiment.predict(run, [Case("a", (path,))], tmp_path, folds=[0])
-    assert path.read_bytes() == before
-
-
-def test_an_output_that_cannot_be_written_is_said_first(dataset, tmp_path):
-    (tmp_path / "file").write_text("")
-    for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(
-            ValueError, match=r"output must be a folder that can be written, got .*file, which is no"
-        ):
-            experiment.run_experiment(small_config(dataset, output))
-
-
 def test_patches_that_the_net_cannot_halve_are_named_before_training(dataset, tmp_path):
     config = small_config(dataset, tmp_path / "run")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, patch_size=(8, 9, 8)))
@@ -361,66 +237,3 @@ def test_voxels_to_ignore_are_no_class(tmp_path):
     assert set(scores.structures) == {"left"}
     header = (run.fold_folder(0) / "metrics.csv").read_text().splitlines()[0]
     assert header.endswith("pseudo_dice left,pseudo_dice mean")
-
-
-class TestImportedWeights:
-    @pytest.fixture
-    def imported(self, finished, dataset, tmp_path):
-        """The finished run's weights, exported under the authors' names and imported again."""
-        run, _ = finished
-        net = build_net(run.net, rngs=nnx.Rngs(0))
-        template = nnx.state(net, nnx.Param)
-        nnx.update(net, restore_params(run.fold_folder(0) / "checkpoints", template))
-        weights = to_official_weights(net)
-        config = dataclasses.replace(run.config, output=str(tmp_path / "imported"))
-        description = read_description(dataset / "dataset.json")
-        return run, weights, config, description
-
-    def test_they_predict_the_same(self, imported, dataset, tmp_path):
-        run, weights, config, description = imported
-        made = import_weights(weights, config, run.plans, description)
-        assert made.trained_folds() == (0,)
-        for one, other in zip(params_of(run), params_of(made), strict=True):
-            np.testing.assert_array_equal(one, other)
-        cases = find_images(dataset / "imagesTr", 2)[:1]
-        for each in (run, made):
-            experiment.predict(each, cases, tmp_path / each.folder.name, folds=[0])
-        found = [
-            np.asarray(nibabel.load(tmp_path / each.folder.name / "case_0.nii.gz").dataobj)
-            for each in (run, made)
-        ]
-        np.testing.assert_array_equal(*found)
-
-    def test_they_are_no_training_to_go_on_with(self, imported, dataset, tmp_path):
-        run, weights, config, description = imported
-        import_weights(weights, config, run.plans, description)
-        shutil.copytree(run.folder / "work", tmp_path / "imported" / "work")
-        with pytest.raises(ValueError, match=r"latest/0 must be of a training to go on with, got imported"):
-            experiment.run_experiment(config)
-
-    def test_a_fold_is_not_overwritten(self, imported):
-        run, weights, config, description = imported
-        import_weights(weights, config, run.plans, description)
-        with pytest.raises(FileExistsError, match="has checkpoints already"):
-            import_weights(weights, config, run.plans, description)
-
-    def test_weights_of_another_net_leave_nothing_behind(self, imported, tmp_path):
-        run, weights, config, description = imported
-        weights.pop("encoder.stem.convs.0.conv.bias")
-        with pytest.raises(
-            ValueError, match=r"got 1 missing \(encoder\.stem\.convs\.0\.conv\.bias\) and no surplus"
-        ):
-            import_weights(weights, config, run.plans, description)
-        assert not (tmp_path / "imported").exists()
-
-    def test_save_file_of_them_is_read(self, imported, tmp_path):
-        _, weights, _, _ = imported
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in weights.items()}, tmp_path / "w.safetensors"
-        )
-        np.savez(tmp_path / "w.npz", **weights)
-        for file in ("w.safetensors", "w.npz"):
-            found = read_weights(tmp_path / file)
-            assert found.keys() == weights.keys()
-            for name, value in weights.items():
-                np.testing.assert_array_equal(found[name], value)

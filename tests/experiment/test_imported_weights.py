@@ -1,0 +1,80 @@
+"""Weights under the authors' names as a run."""
+
+import dataclasses
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+from small_runs import params_of
+
+from jaxmamba3d import experiment
+from jaxmamba3d.data import find_images, read_description
+from jaxmamba3d.nets import build_net, read_weights, to_official_weights
+from jaxmamba3d.run import import_weights
+from jaxmamba3d.training import restore_params
+
+
+class TestImportedWeights:
+    @pytest.fixture
+    def imported(self, finished, dataset, tmp_path):
+        """The finished run's weights, exported under the authors' names and imported again."""
+        run, _ = finished
+        net = build_net(run.net, rngs=nnx.Rngs(0))
+        template = nnx.state(net, nnx.Param)
+        nnx.update(net, restore_params(run.fold_folder(0) / "checkpoints", template))
+        weights = to_official_weights(net)
+        config = dataclasses.replace(run.config, output=str(tmp_path / "imported"))
+        description = read_description(dataset / "dataset.json")
+        return run, weights, config, description
+
+    def test_they_predict_the_same(self, imported, dataset, tmp_path):
+        run, weights, config, description = imported
+        made = import_weights(weights, config, run.plans, description)
+        assert made.trained_folds() == (0,)
+        for one, other in zip(params_of(run), params_of(made), strict=True):
+            np.testing.assert_array_equal(one, other)
+        cases = find_images(dataset / "imagesTr", 2)[:1]
+        for each in (run, made):
+            experiment.predict(each, cases, tmp_path / each.folder.name, folds=[0])
+        found = [
+            np.asarray(nibabel.load(tmp_path / each.folder.name / "case_0.nii.gz").dataobj)
+            for each in (run, made)
+        ]
+        np.testing.assert_array_equal(*found)
+
+    def test_they_are_no_training_to_go_on_with(self, imported, dataset, tmp_path):
+        run, weights, config, description = imported
+        import_weights(weights, config, run.plans, description)
+        shutil.copytree(run.folder / "work", tmp_path / "imported" / "work")
+        with pytest.raises(ValueError, match=r"latest/0 must be of a training to go on with, got imported"):
+            experiment.run_experiment(config)
+
+    def test_a_fold_is_not_overwritten(self, imported):
+        run, weights, config, description = imported
+        import_weights(weights, config, run.plans, description)
+        with pytest.raises(FileExistsError, match="has checkpoints already"):
+            import_weights(weights, config, run.plans, description)
+
+    def test_weights_of_another_net_leave_nothing_behind(self, imported, tmp_path):
+        run, weights, config, description = imported
+        weights.pop("encoder.stem.convs.0.conv.bias")
+        with pytest.raises(
+            ValueError, match=r"got 1 missing \(encoder\.stem\.convs\.0\.conv\.bias\) and no surplus"
+        ):
+            import_weights(weights, config, run.plans, description)
+        assert not (tmp_path / "imported").exists()
+
+    def test_save_file_of_them_is_read(self, imported, tmp_path):
+        _, weights, _, _ = imported
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in weights.items()}, tmp_path / "w.safetensors"
+        )
+        np.savez(tmp_path / "w.npz", **weights)
+        for file in ("w.safetensors", "w.npz"):
+            found = read_weights(tmp_path / file)
+            assert found.keys() == weights.keys()
+            for name, value in weights.items():
+                np.testing.assert_array_equal(found[name], value)

@@ -1,0 +1,102 @@
+"""What a trained run predicts, and where it stops."""
+
+import dataclasses
+
+import nibabel
+import numpy as np
+import pytest
+from small_datasets import AFFINE, image_and_label, write_nifti
+from small_runs import small_config
+
+from jaxmamba3d import experiment
+from jaxmamba3d.config import (
+    PredictConfig,
+)
+from jaxmamba3d.data import Case, find_images, write_segmentation
+
+
+def test_volumes_of_any_size_are_predicted(finished, tmp_path):
+    """Smaller than a window, odd, and much longer than wide; at other spacings."""
+    run, _ = finished
+    for number, (shape, spacing) in enumerate((((5, 7, 3), 1.0), ((30, 9, 17), 0.7), ((13, 13, 13), 2.5))):
+        image, _ = image_and_label(number, 2, shape)
+        affine = AFFINE @ np.diag([spacing, 1, 1, 1])
+        for channel in range(2):
+            write_nifti(tmp_path / "in" / f"x{number}_{channel:04d}.nii.gz", image[..., channel], affine)
+    cases = find_images(tmp_path / "in", 2)
+    for mirroring in (False, True):
+        experiment.predict(run, cases, tmp_path / "out", folds=[0], checkpoint="best", mirroring=mirroring)
+        for case in cases:
+            image, found = (
+                nibabel.load(p) for p in (case.images[0], tmp_path / "out" / f"{case.name}.nii.gz")
+            )
+            assert found.shape == image.shape
+            np.testing.assert_allclose(found.affine, image.affine)
+            assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
+
+
+def test_an_interrupted_prediction_goes_on(finished, tmp_path, monkeypatch):
+    run, _ = finished
+    images = [write_nifti(tmp_path / f"{n}.nii.gz", image_and_label(n, 2, (6, 7, 8))[0]) for n in range(3)]
+    cases = [Case(path.name.removesuffix(".nii.gz"), (path,)) for path in images]
+    written, interrupt_at = [], ["1.nii.gz"]
+
+    def write(path, *arguments):
+        if path.name in interrupt_at:
+            raise KeyboardInterrupt
+        write_segmentation(path, *arguments)
+        written.append(path.name[0])
+
+    def predict(run, **options):
+        written.clear()
+        experiment.predict(run, cases, tmp_path / "out", folds=[0], mirroring=False, **options)
+        return "".join(written)
+
+    monkeypatch.setattr("jaxmamba3d.inference.predict.write_segmentation", write)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run)
+    interrupt_at.clear()
+    assert predict(run) == "12"
+    assert predict(run) == ""
+    write_nifti(images[1], image_and_label(9, 2, (6, 7, 8))[0])
+    assert predict(run) == "1"
+    (tmp_path / "out" / "2.nii.gz").unlink()
+    assert predict(run) == "2"
+    assert predict(run, probabilities=True) == "012"
+    assert predict(run) == ""
+    farther = dataclasses.replace(run.config, predict=PredictConfig(mirroring=False, tile_step=0.9))
+    assert predict(dataclasses.replace(run, config=farther)) == "012"
+
+
+def test_bad_images_are_named_before_any_is_predicted(finished, tmp_path):
+    run, _ = finished
+    image, _ = image_and_label(0, 2)
+    good = write_nifti(tmp_path / "a.nii.gz", image)
+    bad = write_nifti(tmp_path / "b.nii.gz", image[..., :1])
+    (text := tmp_path / "c.nii").write_text("no image" * 100)
+    cases = [Case("a", (good,)), Case("b", (bad,)), Case("c", (text,))]
+    with pytest.raises(ValueError, match="2 of 3 cases are bad") as caught:
+        experiment.predict(run, cases, tmp_path / "out", folds=[0])
+    _, first, second = str(caught.value).splitlines()
+    assert first == f"b: {bad} must be of 2 channels, got 1"
+    assert second.startswith(f"c: {text} must be a whole NIfTI file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_are_not_overwritten(finished, tmp_path):
+    run, _ = finished
+    image, _ = image_and_label(0, 2)
+    path = write_nifti(tmp_path / "a.nii.gz", image)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="output must be another folder than the images'"):
+        experiment.predict(run, [Case("a", (path,))], tmp_path, folds=[0])
+    assert path.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_said_first(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            ValueError, match=r"output must be a folder that can be written, got .*file, which is no"
+        ):
+            experiment.run_experiment(small_config(dataset, output))
