@@ -34,7 +34,7 @@ class NetConfig:
     Args:
         name: segmamba | bisegmamba | segmambaskip | multisegmamba | resunet.
         in_channels: image channels.
-        num_classes: output classes K, background included.
+        num_classes: output channels K: the classes, background included, or the regions.
         features: channels of each stage, highest resolution first.
         kernel_sizes: convolution kernel of each stage (voxels).
         strides: stride of each stage's first convolution (voxels).
@@ -67,7 +67,7 @@ class NetConfig:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
         check_positive("in_channels", self.in_channels)
-        check_that(self.num_classes >= 2, "num_classes", "at least 2 (background included)", self.num_classes)
+        check_positive("num_classes", self.num_classes)
         stages = len(self.features)
         check_that(stages >= 2, "features", "one entry a stage, at least 2", self.features)
         for field, count in (

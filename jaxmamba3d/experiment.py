@@ -19,9 +19,15 @@ from jaxmamba3d.data import (
     read_volume,
     write_phantom_dataset,
 )
-from jaxmamba3d.data.dataset import IGNORE
 from jaxmamba3d.data.pipeline import training_batches
-from jaxmamba3d.evaluation import Evaluation, OverlayCase, Pair, Protocol, evaluate_pairs, overlay_figure
+from jaxmamba3d.evaluation import (
+    Evaluation,
+    OverlayCase,
+    Pair,
+    dataset_protocol,
+    evaluate_pairs,
+    overlay_figure,
+)
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.inference import make_net_predictor, predict_cases
 from jaxmamba3d.run import Run, start_run
@@ -90,7 +96,7 @@ def train(run: Run, workspace: Workspace) -> None:
 
     identity = {
         "net": run.net.architecture(),
-        "labels": run.labels,
+        **run.labels.to_json(),
         "patch_size": run.configuration.patch_size,
         "batch_size": run.configuration.batch_size,
         "training cases": sorted(split["train"]),
@@ -99,11 +105,10 @@ def train(run: Run, workspace: Workspace) -> None:
         run.build_net(),
         run.config,
         batch_size=run.configuration.batch_size,
+        labels=run.labels,
         batch_dice=run.configuration.batch_dice,
         training_batches=batches(split["train"], train_config.seed),
         validation_batches=lambda: batches(split["val"], train_config.seed + 1),
-        ignore_label=run.labels.get(IGNORE),
-        class_names=tuple(run.foreground),
         folder=run.fold_folder(data.fold),
         identity=identity,
     )
@@ -170,15 +175,13 @@ def validate(run: Run, workspace: Workspace) -> Evaluation:
     names = set(workspace.split(fold)["val"])
     cases = [case for case in workspace.dataset.cases if case.name in names]
     predict(run, cases, folder / "validation", folds=[fold])
-    classes = {name: (label,) for name, label in run.foreground.items()}
-    protocol = Protocol("dataset", classes, ignore_label=run.labels.get(IGNORE))
+    protocol = dataset_protocol(run.labels)
     pairs = [Pair(case.name, _prediction_file(folder / "validation", case), case.label) for case in cases]
     scores = evaluate_pairs(pairs, folder / "scores", protocol=protocol)
-    class_names = {label: name for name, label in run.labels.items()}
     overlays = [
         _overlay(case, folder / "validation", protocol.ignore_label) for case in cases[:OVERLAY_CASES]
     ]
-    overlay_figure(overlays, folder / "overlays.png", class_names=class_names)
+    overlay_figure(overlays, folder / "overlays.png", class_names=run.labels.names)
     for structure, statistics in scores.structures.items():
         dice, distance = statistics["dice"], statistics["hd95_mm"]
         logger.info("%s: Dice %.3f ± %.3f, HD95 %.2f mm", structure, dice.mean, dice.sd, distance.mean)

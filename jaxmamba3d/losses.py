@@ -1,4 +1,7 @@
-"""Dice and cross entropy with deep supervision, and the counts behind validation's pseudo-Dice."""
+"""Dice and cross entropy with deep supervision, and the counts behind validation's pseudo-Dice.
+
+Classes exclude each other and share a softmax; regions may overlap and have a sigmoid each.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,9 +15,12 @@ from jaxmamba3d.checks import check_shape, check_that
 SMOOTH = 1e-5
 SPACE = (1, 2, 3)
 
+Regions = tuple[tuple[int, ...], ...]
+"""The label values of each region, one region a channel of the logits."""
+
 
 class HardCounts(NamedTuple):
-    """Voxels of each foreground class over a batch, int32 [K-1] each; a pytree that adds up over batches."""
+    """Voxels of each foreground class (K-1) or region (K) over a batch, int32; a pytree that adds up."""
 
     true_positive: jax.Array
     false_positive: jax.Array
@@ -27,6 +33,7 @@ def segmentation_loss(
     *,
     batch_dice: bool,
     ignore_label: int | None = None,
+    regions: Regions | None = None,
 ) -> jax.Array:
     """Deep-supervision loss of a network's outputs against one full-resolution label array.
 
@@ -38,23 +45,28 @@ def segmentation_loss(
             (nnU-Net marks what lies outside the image with -1).
         batch_dice: Dice of the whole batch as if it were one image, else the mean of each sample's Dice.
         ignore_label: voxels of this label count nowhere.
+        regions: label values of each channel, see `region_loss`; None: channels are classes, see
+            `dice_cross_entropy`.
 
     Returns:
         A scalar, float32.
 
     Numerics:
-        Softmax, logarithm and all sums in float32 whatever the logits' dtype.
+        Softmax or sigmoid, logarithm and all sums in float32 whatever the logits' dtype.
 
     Raises:
         ValueError: shapes that do not fit together, or a negative ignore_label.
 
     Source:
-        nnU-Net v2, training/loss: DC_and_CE_loss, MemoryEfficientSoftDiceLoss, DeepSupervisionWrapper.
+        nnU-Net v2, training/loss: DC_and_CE_loss, DC_and_BCE_loss, MemoryEfficientSoftDiceLoss,
+        DeepSupervisionWrapper.
     """
     outputs = logits if isinstance(logits, tuple | list) else (logits,)
     check_shape("labels", labels, "[B, X, Y, Z] of the first output", outputs[0].shape[:-1])
     targets = [subsample_labels(labels, output.shape[1:4]) for output in outputs]
-    return deep_supervision_loss(outputs, targets, batch_dice=batch_dice, ignore_label=ignore_label)
+    return deep_supervision_loss(
+        outputs, targets, batch_dice=batch_dice, ignore_label=ignore_label, regions=regions
+    )
 
 
 def deep_supervision_loss(
@@ -63,8 +75,9 @@ def deep_supervision_loss(
     *,
     batch_dice: bool,
     ignore_label: int | None = None,
+    regions: Regions | None = None,
 ) -> jax.Array:
-    """Weighted sum of the losses of all outputs: sum_i w_i dice_cross_entropy(output_i, target_i).
+    """Weighted sum of the losses of all outputs: sum_i w_i loss(output_i, target_i).
 
     The weights are those of `deep_supervision_weights`; an output of weight 0 is never read, so that the
     compiler drops what only it needs.
@@ -72,13 +85,19 @@ def deep_supervision_loss(
     Args:
         outputs: logits [B, X_i, Y_i, Z_i, K], highest resolution first.
         targets: labels [B, X_i, Y_i, Z_i] int.
-        batch_dice, ignore_label: see `segmentation_loss`.
+        batch_dice, ignore_label, regions: see `segmentation_loss`.
 
     Returns:
         A scalar, float32.
     """
+
+    def loss(output, target):
+        if regions is None:
+            return dice_cross_entropy(output, target, batch_dice, ignore_label)
+        return region_loss(output, target, regions, batch_dice, ignore_label)
+
     weighted = zip(deep_supervision_weights(len(outputs)), outputs, targets, strict=True)
-    return sum(w * dice_cross_entropy(o, t, batch_dice, ignore_label) for w, o, t in weighted if w)
+    return sum(weight * loss(output, target) for weight, output, target in weighted if weight)
 
 
 def deep_supervision_weights(count: int) -> tuple[float, ...]:
@@ -134,47 +153,104 @@ def dice_cross_entropy(
     log_likelihood = jnp.sum(logits, -1, keepdims=True, where=truth) - normalizer
     cross_entropy = -jnp.sum(log_likelihood, where=valid) / jnp.maximum(jnp.sum(valid), 1)
 
-    p, truth = jnp.exp(logits - normalizer)[..., 1:], truth[..., 1:]
+    p = jnp.exp(logits - normalizer)
+    return cross_entropy - _soft_dice(p[..., 1:], truth[..., 1:], valid, batch_dice)
+
+
+@partial(jax.checkpoint, static_argnums=(2, 3, 4))
+def region_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    regions: Regions,
+    batch_dice: bool,
+    ignore_label: int | None = None,
+) -> jax.Array:
+    """Binary cross entropy plus negative soft Dice, the mean over the regions, of p = sigmoid(logits).
+
+    As in nnU-Net the cross entropy is the mean over voxels and regions, but with an ignore label the mean
+    over the voxels of its sum over the regions.
+
+    Args:
+        logits: [B, X, Y, Z, K], any float dtype.
+        labels: [B, X, Y, Z] int.
+        regions: the label values of each of the K channels.
+        batch_dice, ignore_label: see `segmentation_loss`.
+
+    Returns:
+        A scalar, float32.
+    """
+    logits = logits.astype(jnp.float32)
+    truth, valid = _in_regions(labels, regions, ignore_label)
+    check_shape("logits", logits, "[B, X, Y, Z, K], a channel a region", truth.shape)
+    entropies = jax.nn.softplus(logits) - jnp.where(truth, logits, 0)
+    counted = jnp.sum(valid) * (len(regions) if ignore_label is None else 1)
+    cross_entropy = jnp.sum(entropies, where=valid) / jnp.maximum(counted, 1)
+    return cross_entropy - _soft_dice(jax.nn.sigmoid(logits), truth, valid, batch_dice)
+
+
+def _soft_dice(p, truth, valid, batch_dice):
+    """The mean soft Dice of probabilities [B, X, Y, Z, K] over the K channels."""
     intersection = jnp.sum(p, SPACE, where=truth)
     predicted = jnp.sum(p, SPACE, where=valid)
     true = jnp.sum(truth, SPACE).astype(jnp.float32)
     if batch_dice:
         intersection, predicted, true = (x.sum(0) for x in (intersection, predicted, true))
-    dice = (2 * intersection + SMOOTH) / (predicted + true + SMOOTH)
-    return cross_entropy - jnp.mean(dice)
+    return jnp.mean((2 * intersection + SMOOTH) / (predicted + true + SMOOTH))
 
 
-def hard_counts(logits: jax.Array, labels: jax.Array, *, ignore_label: int | None = None) -> HardCounts:
-    """Voxels of the batch that the largest logit gets right and wrong, by foreground class.
+def hard_counts(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ignore_label: int | None = None,
+    regions: Regions | None = None,
+) -> HardCounts:
+    """Voxels of the batch that a segmentation by the logits gets right and wrong.
 
     Args:
-        logits: [B, X, Y, Z, K], highest resolution.
+        logits: [B, X, Y, Z, K], highest resolution; the largest is the class, or regions are those above 0.
         labels: [B, X, Y, Z] int, as in `segmentation_loss`.
-        ignore_label: voxels of this label count nowhere.
+        ignore_label, regions: see `segmentation_loss`.
 
     Returns:
-        int32 counts [K-1] each; sum them over batches before `pseudo_dice`.
+        int32 counts by foreground class [K-1] or region [K]; sum them over batches before `pseudo_dice`.
 
     Source:
         nnU-Net v2, nnUNetTrainer.validation_step.
     """
-    classes = logits.shape[-1]
-    truth, valid = _one_hot(labels, classes, ignore_label)
-    found, _ = _one_hot(jnp.argmax(logits, -1), classes, None)
-    truth, found = truth[..., 1:], (found & valid)[..., 1:]
+    if regions is None:
+        classes = logits.shape[-1]
+        truth, valid = _one_hot(labels, classes, ignore_label)
+        found, _ = _one_hot(jnp.argmax(logits, -1), classes, None)
+        truth, found = truth[..., 1:], (found & valid)[..., 1:]
+    else:
+        truth, valid = _in_regions(labels, regions, ignore_label)
+        found = (logits > 0) & valid
     count = partial(jnp.sum, axis=(0, *SPACE), dtype=jnp.int32)
     return HardCounts(count(truth & found), count(~truth & found), count(truth & ~found))
 
 
 def pseudo_dice(counts: HardCounts) -> jax.Array:
-    """Dice of each foreground class, 2 TP / (2 TP + FP + FN), [K-1] float32; NaN where there is neither."""
+    """Dice of each class or region counted, 2 TP / (2 TP + FP + FN), float32; NaN where there is neither."""
     twice = 2.0 * counts.true_positive
     return jnp.divide(twice, twice + counts.false_positive + counts.false_negative)
 
 
 def _one_hot(labels, classes, ignore_label):
     """One-hot labels [B, X, Y, Z, K] (no class where ignored) and valid voxels [B, X, Y, Z, 1], both bool."""
+    labels, valid = _valid(labels, ignore_label)
+    return (labels == jnp.arange(classes)) & valid, valid
+
+
+def _in_regions(labels, regions, ignore_label):
+    """Regions of each voxel [B, X, Y, Z, K] (none where ignored) and valid voxels [B, X, Y, Z, 1], bool."""
+    labels, valid = _valid(labels, ignore_label)
+    inside = [(labels == jnp.array(values)).any(-1) for values in regions]
+    return jnp.stack(inside, -1) & valid, valid
+
+
+def _valid(labels, ignore_label):
+    """Labels without negative ones, and the voxels that count, both [B, X, Y, Z, 1]."""
     check_that(ignore_label is None or ignore_label >= 0, "ignore_label", "None or at least 0", ignore_label)
     labels = jnp.maximum(labels, 0)[..., None]
-    valid = jnp.full(labels.shape, True) if ignore_label is None else labels != ignore_label
-    return (labels == jnp.arange(classes)) & valid, valid
+    return labels, jnp.full(labels.shape, True) if ignore_label is None else labels != ignore_label

@@ -15,12 +15,12 @@ from flax import nnx
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
 from jaxmamba3d.data import Configuration, Description, Plans, Workspace, load_plans, save_plans
-from jaxmamba3d.data.dataset import IGNORE
 from jaxmamba3d.files import load_json, write_json, write_text
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
 from jaxmamba3d.training import has_checkpoint, save_params
 
-NET = "net.json"
+NET, LABELS = "net.json", "labels.json"
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,12 @@ class Run:
     config: ExperimentConfig
     net: NetConfig
     plans: Plans
-    labels: dict[str, int]
+    labels: Labels
 
     @property
     def configuration(self) -> Configuration:
         """The plans' configuration that this run trains."""
         return self.plans.configurations[self.config.data.configuration]
-
-    @property
-    def foreground(self) -> dict[str, int]:
-        """The structures that are scored, by name."""
-        return {name: label for name, label in self.labels.items() if label and name != IGNORE}
 
     def fold_folder(self, fold: int) -> Path:
         """Results of one fold."""
@@ -105,7 +100,7 @@ def import_weights(
     return run
 
 
-def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: dict[str, int]) -> Run:
+def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: Labels) -> Run:
     plans = _overridden(config.data, plans)
     configuration = plans.configurations[config.data.configuration]
     net = resolve_net(config.net, configuration, channels, labels)
@@ -119,7 +114,7 @@ def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: di
     write_text(run.folder / "config.json", to_json(config))
     write_text(run.folder / NET, to_json(net))
     save_plans(plans, run.folder / "nnUNetPlans.json")
-    write_json(run.folder / "labels.json", labels)
+    write_json(run.folder / LABELS, labels.to_json())
     write_json(run.folder / "versions.json", _versions())
     return open_run(run.folder)
 
@@ -141,7 +136,7 @@ def _description(run: Run) -> dict[str, Any]:
     return {
         "net": run.net.architecture(),
         "plans": dataclasses.asdict(run.plans),
-        "labels": run.labels,
+        **run.labels.to_json(),
         "train": {"mirror_axes": run.config.train.mirror_axes},
     }
 
@@ -183,17 +178,15 @@ def open_run(folder: str | Path) -> Run:
         read_json(ExperimentConfig, folder / "config.json"),
         read_json(NetConfig, folder / NET),
         load_plans(folder / "nnUNetPlans.json"),
-        load_json(folder / "labels.json", "the labels"),
+        Labels.from_json(load_json(folder / LABELS, "the labels")),
     )
 
 
-def resolve_net(
-    options: NetOptions, plan: Configuration, in_channels: int, labels: Mapping[str, int]
-) -> NetConfig:
+def resolve_net(options: NetOptions, plan: Configuration, in_channels: int, labels: Labels) -> NetConfig:
     """The net of an experiment: its own fields, and the plans' for those left None.
 
     Fewer features than the plans have stages make a shallower net of their first stages, which in the
-    decoder, whose highest resolution is last, are the last ones. The label `ignore` is no class.
+    decoder, whose highest resolution is last, are the last ones.
     """
     stages = len(options.features or plan.features)
     check_that(
@@ -205,7 +198,7 @@ def resolve_net(
     return NetConfig(
         name=options.name,
         in_channels=in_channels,
-        num_classes=len(labels.keys() - {IGNORE}),
+        num_classes=labels.outputs,
         features=options.features or plan.features,
         kernel_sizes=plan.kernel_sizes[:stages],
         strides=plan.strides[:stages],

@@ -45,7 +45,7 @@ def test_lists_from_json_become_tuples():
     ("change", "message"),
     [
         ({"name": "unet"}, "name must be one of segmamba, .*got 'unet'"),
-        ({"num_classes": 1}, "num_classes must be at least 2"),
+        ({"num_classes": 0}, "num_classes must be greater than 0"),
         ({"strides": ((1, 1, 1),)}, "strides must be 2 entries because features has 2 stages, got 1"),
         ({"kernel_sizes": ((3, 3, 3), (2, 3, 3))}, "kernel_sizes must be odd sizes"),
         ({"features": (8, 0)}, "features must be greater than 0, got 0"),

@@ -11,14 +11,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxmamba3d"
 LAYERS = {
     "config": 0,
     "checks": 0,
+    "labels": 0,
     "files": 0,
     "machine": 0,
     "ops": 1,
     "augment": 1,
     "losses": 1,
     "data": 1,
-    "evaluation": 1,
     "nn": 2,
+    "evaluation": 2,
     "nets": 3,
     "training": 4,
     "inference": 4,
@@ -28,7 +29,7 @@ LAYERS = {
     "cli": 7,
 }
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
-STANDARD_LIBRARY_ONLY = {"config", "checks", "files", "machine"}
+STANDARD_LIBRARY_ONLY = {"config", "checks", "labels", "files", "machine"}
 HOST_ONLY = STANDARD_LIBRARY_ONLY | {"data", "evaluation"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE) != Path("__init__.py"))

@@ -171,3 +171,43 @@ def test_pseudo_dice():
     np.testing.assert_allclose(pseudo_dice(counts), [0.75, 0, np.nan], rtol=1e-6)
     many = HardCounts(*(np.array([2**31]) for _ in range(3)))
     np.testing.assert_allclose(pseudo_dice(many), [0.5], rtol=1e-6)
+
+
+REGIONS = ((1, 2, 3), (2, 3), (3,))
+
+
+@pytest.mark.parametrize("ignore", [None, 4])
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_regions_have_a_sigmoid_each(batch_dice, ignore):
+    """Against nnU-Net's DC_and_BCE_loss, written out in float64."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (2, 6, 5, 4, 3)).astype(np.float32)
+    labels = rng.integers(-1, 4 if ignore is None else 5, logits.shape[:-1])
+    x, valid = logits.astype(float), np.ones(labels.shape) if ignore is None else labels != ignore
+    truth = np.stack([np.isin(labels, values) for values in REGIONS], -1).astype(float)
+    p = 1 / (1 + np.exp(-x))
+    entropy = -(truth * np.log(p) + (1 - truth) * np.log(1 - p))
+    # With an ignore label nnU-Net divides by the voxels, else by the voxels of all regions.
+    entropy = entropy.mean() if ignore is None else (entropy * valid[..., None]).sum() / valid.sum()
+    axes = (0, 1, 2, 3) if batch_dice else (1, 2, 3)
+    kept = valid[..., None]
+    overlap, both = (p * truth * kept).sum(axes), ((p + truth) * kept).sum(axes)
+    expected = entropy - np.mean((2 * overlap + 1e-5) / (both + 1e-5))
+    found = segmentation_loss(
+        jnp.asarray(logits), jnp.asarray(labels), batch_dice=batch_dice, ignore_label=ignore, regions=REGIONS
+    )
+    assert_close(found, expected, TOLERANCE)
+
+
+def test_regions_are_counted_where_their_logit_is_above_0():
+    logits = jnp.array([[2.0, -1.0], [1.0, 1.0], [-3.0, 2.0], [5.0, 5.0]]).reshape(1, 4, 1, 1, 2)
+    labels = jnp.array([1, 2, 0, 3]).reshape(1, 4, 1, 1)
+    counts = hard_counts(logits, labels, ignore_label=3, regions=((1, 2), (2,)))
+    assert [list(map(int, count)) for count in counts] == [[2, 1], [0, 1], [0, 0]]
+
+
+def test_region_logits_need_a_channel_a_region():
+    with pytest.raises(ValueError, match=r"logits must have shape .* a channel a region"):
+        segmentation_loss(
+            jnp.zeros((1, 2, 2, 2, 4)), jnp.zeros((1, 2, 2, 2), int), batch_dice=True, regions=REGIONS
+        )

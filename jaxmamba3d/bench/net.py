@@ -19,6 +19,7 @@ from tqdm import tqdm
 from jaxmamba3d.checks import UnsupportedError, check_positive
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.files import write_json, write_text
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.ops.backend import DATA_AXIS, compile_for
 from jaxmamba3d.training import make_optimizer
@@ -111,7 +112,8 @@ def compile_train_step(
         params = nnx.state(net, nnx.Param)
         graph = nnx.graphdef(net)
         state = jax.eval_shape(lambda p: init_state(nnx.merge(graph, p), optimizer), params)
-        step = make_train_step(net, optimizer, batch_dice=False, mirror_axes=(0, 1, 2), seed=0)
+        labels = Labels({"background": (0,)} | {f"class {k}": (k,) for k in range(1, config.num_classes)})
+        step = make_train_step(net, optimizer, labels=labels, batch_dice=False, mirror_axes=(0, 1, 2), seed=0)
         samples = {
             "image": jax.ShapeDtypeStruct((batch, *patch, config.in_channels), jnp.float32),
             "label": jax.ShapeDtypeStruct((batch, *patch), jnp.int16),

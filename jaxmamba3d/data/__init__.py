@@ -4,7 +4,15 @@ The input pipeline is in `jaxmamba3d.data.pipeline` and is not imported here, be
 worker processes must not.
 """
 
-from jaxmamba3d.data.dataset import Case, Dataset, Description, find_images, read_dataset, read_description
+from jaxmamba3d.data.dataset import (
+    Case,
+    Dataset,
+    Description,
+    find_images,
+    read_dataset,
+    read_description,
+    read_labels,
+)
 from jaxmamba3d.data.export import export_segmentation
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset, check_images
@@ -43,6 +51,7 @@ __all__ = [
     "read_dataset",
     "read_description",
     "read_label",
+    "read_labels",
     "read_volume",
     "save_fingerprint",
     "save_plans",

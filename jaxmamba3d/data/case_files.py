@@ -1,7 +1,8 @@
 """One preprocessed case on disk: a folder that appears whole or not at all.
 
-`image.npy` [X, Y, Z, C] float32, `label.npy` [X, Y, Z] int16, `foreground.npz` (class number -> [n, 3] int32
-voxels), `properties.json` (what the inverse of preprocessing needs).
+`image.npy` [X, Y, Z, C] float32, `label.npy` [X, Y, Z] int16, `foreground.npz` ([n, 3] int32 voxels of each
+structure that is present, and of what is annotated where there is an ignore label), `properties.json` (what
+the inverse of preprocessing needs).
 """
 
 import functools
@@ -15,8 +16,22 @@ import numpy as np
 
 IMAGE, LABEL, FOREGROUND, PROPERTIES = "image.npy", "label.npy", "foreground.npz", "properties.json"
 
+ANNOTATED = "annotated"
+
 # Each open memory map holds a file descriptor, of which a process may have 1024 on common systems.
 OPEN_CASES = 256
+
+
+class Centres(NamedTuple):
+    """Voxels [n, 3] that patches are centred on.
+
+    Args:
+        structures: of each class or region that is present.
+        annotated: of all voxels that count, where there is an ignore label; else None.
+    """
+
+    structures: tuple[np.ndarray, ...]
+    annotated: np.ndarray | None = None
 
 
 class OpenCase(NamedTuple):
@@ -31,7 +46,7 @@ def write_case(
     *,
     image: np.ndarray,
     label: np.ndarray,
-    foreground: Mapping[int, np.ndarray],
+    centres: Centres,
     properties: Mapping[str, Any],
 ) -> None:
     """Writes a case into a hidden sibling folder and renames that: no half-written case ever has its name."""
@@ -41,7 +56,10 @@ def write_case(
     partial.mkdir()
     np.save(partial / IMAGE, image)
     np.save(partial / LABEL, label)
-    np.savez(partial / FOREGROUND, **{str(label): voxels for label, voxels in foreground.items()})
+    tables = {str(number): voxels for number, voxels in enumerate(centres.structures)}
+    if centres.annotated is not None:
+        tables[ANNOTATED] = centres.annotated
+    np.savez(partial / FOREGROUND, **tables)
     (partial / PROPERTIES).write_text(json.dumps(properties, indent=2) + "\n")
     partial.rename(folder)
 
@@ -53,7 +71,9 @@ def open_case(folder: Path) -> OpenCase:
 
 
 @functools.lru_cache(maxsize=OPEN_CASES)
-def read_foreground(folder: Path) -> tuple[np.ndarray, ...]:
-    """The foreground voxels [n, 3] of each class present in a case, classes ascending."""
-    with np.load(folder / FOREGROUND) as table:
-        return tuple(table[key] for key in sorted(table.files, key=int))
+def read_centres(folder: Path) -> Centres:
+    """The voxels that a case's patches are centred on."""
+    with np.load(folder / FOREGROUND) as tables:
+        names = sorted((name for name in tables.files if name != ANNOTATED), key=int)
+        annotated = tables[ANNOTATED] if ANNOTATED in tables.files else None
+        return Centres(tuple(tables[name] for name in names), annotated)

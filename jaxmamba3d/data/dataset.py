@@ -1,7 +1,6 @@
 """Dataset folders in the layouts of the Medical Segmentation Decathlon and of nnU-Net's raw data."""
 
 import logging
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.files import load_json
+from jaxmamba3d.labels import Labels
 
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".nii.gz", ".nii")
-IGNORE = "ignore"
-"""nnU-Net's name of the label whose voxels count nowhere."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,12 @@ class Description:
 
     Args:
         channel_names: one a channel; they decide the normalisation.
-        labels: class name -> label value, background 0 included.
+        labels: what label values mean.
         content: the whole file.
     """
 
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
+    labels: Labels
     content: dict[str, Any]
 
 
@@ -49,14 +47,14 @@ class Dataset:
         name: of the folder, or as dataset.json says.
         folder: absolute.
         channel_names: one a channel; they decide the normalisation.
-        labels: class name -> label value, background 0 included.
+        labels: what label values mean.
         cases: sorted by name.
     """
 
     name: str
     folder: Path
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
+    labels: Labels
     cases: tuple[Case, ...]
 
 
@@ -106,8 +104,25 @@ def read_description(path: str | Path) -> Description:
     content = load_json(path, "a dataset's description")
     check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
     channel_names = _channel_names(path, content.get("channel_names", content.get("modality")))
-    check_that(isinstance(content.get("labels"), dict), str(path), "of the Decathlon or nnU-Net", "no labels")
-    return Description(channel_names, _labels(path, content["labels"]), content)
+    return Description(channel_names, _labels(path, content), content)
+
+
+def read_labels(path: str | Path) -> Labels:
+    """What a dataset.json says of labels.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_description`; the channels may be missing.
+    """
+    content = load_json(path, "a dataset's description")
+    check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
+    return _labels(path, content)
+
+
+def _labels(path: str | Path, content: dict[str, Any]) -> Labels:
+    try:
+        return Labels.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
@@ -124,14 +139,14 @@ def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
     files = _nifti_files(folder)
     numbered = _by_case(files)
     if not numbered:
-        return tuple(Case(_stem(path), (path,)) for path in files)
+        return tuple(Case(stem_of(path), (path,)) for path in files)
     stray = len(files) - sum(map(len, numbered.values()))
     check_that(stray == 0, f"images in {folder}", "all numbered by channel, or none", f"{stray} that are not")
     wanted = [f"{channel:04d}" for channel in range(channels)]
     wrong = [
         f"{name} has {', '.join(found)}"
         for name, paths in numbered.items()
-        if (found := [_stem(path)[-4:] for path in paths]) != wanted
+        if (found := [stem_of(path)[-4:] for path in paths]) != wanted
     ]
     check_that(not wrong, f"images in {folder}", f"channels {', '.join(wanted)} a case", "; ".join(wrong))
     return tuple(Case(name, tuple(paths)) for name, paths in numbered.items())
@@ -144,30 +159,10 @@ def _channel_names(path: Path, entries: Any) -> tuple[str, ...]:
     return tuple(str(entries[str(channel)]) for channel in range(len(entries)))
 
 
-def _labels(path: Path, entries: dict[str, Any]) -> dict[str, int]:
-    """Class name -> value; the Decathlon writes it the other way round."""
-    try:
-        numbered = all(key.isdigit() for key in entries)
-        labels = {
-            str(name): operator.index(int(value) if numbered else value)
-            for value, name in (entries.items() if numbered else zip(entries.values(), entries, strict=True))
-        }
-    except (TypeError, ValueError) as error:
-        wish = "one value a label (regions of several are not supported yet)"
-        raise ValueError(f"{path}: labels must be {wish}, got {entries}") from error
-    check_that(bool(labels), f"{path}: labels", "background and at least one class", "none")
-    ignored = labels.get(IGNORE)
-    highest = ignored in (None, max(labels.values()))
-    check_that(highest, f"{path}: labels", "such that `ignore` has the highest value, as in nnU-Net", labels)
-    values = sorted(labels.values())
-    check_that(values == list(range(len(values))), f"{path}: labels", "0, 1, 2, ... without gaps", values)
-    return labels
-
-
 def _decathlon_cases(folder: Path, entries: list[Any]) -> list[Case]:
     try:
         return [
-            Case(_stem(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
+            Case(stem_of(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
             for entry in entries
         ]
     except (KeyError, TypeError) as error:
@@ -206,11 +201,12 @@ def _by_case(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Files whose name ends in _0000, _0001, ... grouped by the name before it."""
     cases: dict[str, list[Path]] = {}
     for path in files:
-        name, _, channel = _stem(path).rpartition("_")
+        name, _, channel = stem_of(path).rpartition("_")
         if name and len(channel) == 4 and channel.isdigit():
             cases.setdefault(name, []).append(path)
     return cases
 
 
-def _stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
+    """The name of a NIfTI file without its ending."""
     return path.name.removesuffix(".gz").removesuffix(".nii")

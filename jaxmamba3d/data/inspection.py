@@ -1,13 +1,14 @@
 """The check of a whole dataset before any work is done on it."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxmamba3d.data.dataset import Case, Dataset
 from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label, read_volume
 from jaxmamba3d.data.parallel import map_cases
+from jaxmamba3d.labels import Labels
 
 
 def check_dataset(dataset: Dataset, *, processes: int | None = None) -> None:
@@ -35,12 +36,12 @@ def check_dataset(dataset: Dataset, *, processes: int | None = None) -> None:
         )
 
 
-def find_problems(channel_names: Sequence[str], labels: Mapping[str, int], case: Case) -> list[str]:
+def find_problems(channel_names: Sequence[str], labels: Labels, case: Case) -> list[str]:
     """What is wrong with a case, each in one phrase; empty if nothing is.
 
     Args:
         channel_names: the dataset's.
-        labels: the dataset's, name -> value.
+        labels: the dataset's.
         case: its files.
     """
     problems: list[str] = []
@@ -59,9 +60,9 @@ def find_problems(channel_names: Sequence[str], labels: Mapping[str, int], case:
     if image is not None and image.array.min() == image.array.max():
         problems.append(f"the image {case.images[0]} holds only the value {image.array.flat[0]:g}")
     if label is not None:
-        undeclared = sorted(set(np.unique(label).tolist()) - set(labels.values()))
+        undeclared = sorted(set(np.unique(label).tolist()) - labels.declared)
         if undeclared:
-            known = f"declared: {sorted(labels.values())}"
+            known = f"declared: {sorted(labels.declared)}"
             problems.append(f"label values {undeclared} of {case.label} are not in dataset.json ({known})")
     if image is not None and label is not None:
         if label.shape != image.array.shape[1:]:

@@ -132,7 +132,7 @@ def read_geometry(path: str | Path) -> tuple[Geometry, int]:
     """
     path = Path(path)
     with _as_nifti(path):
-        with (gzip.open if path.name.endswith(".gz") else open)(path) as file:
+        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
             content = file.read(nibabel.Nifti2Header.sizeof_hdr)
         kind = _kind(content)
         header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)

@@ -11,29 +11,29 @@ TABLE_VOXELS, TABLE_SHARE = 10_000, 0.01
 Triple = tuple[int, int, int]
 
 
-def foreground_table(label: np.ndarray, classes: Sequence[int]) -> dict[int, np.ndarray]:
-    """Voxels of each class that is present, from which the centres of forced patches are drawn.
+def foreground_table(label: np.ndarray, classes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Voxels of each class or region that is present, from which the centres of forced patches are drawn.
 
     Of the n voxels of a class max(min(10000, n), ceil(0.01 n)) are kept, drawn without replacement from one
     `RandomState(1234)` that goes over the classes in order.
 
     Args:
         label: [X, Y, Z], any integer dtype.
-        classes: foreground classes, ascending.
+        classes: the label values of each class or region, in order.
 
     Returns:
-        class -> [n, 3] int32, in the order drawn.
+        [n, 3] int32 for each class that is present, voxels in the order drawn.
 
     Source: nnU-Net, preprocessing/preprocessors/default_preprocessor.py, `_sample_foreground_locations`.
     """
     random = np.random.RandomState(TABLE_SEED)
-    table = {}
-    for number in classes:
-        voxels = np.flatnonzero(label == number)
+    table = []
+    for values in classes:
+        voxels = np.concatenate([np.flatnonzero(label == value) for value in values])
         if voxels.size:
             count = max(min(TABLE_VOXELS, voxels.size), math.ceil(TABLE_SHARE * voxels.size))
             drawn = voxels[random.choice(voxels.size, count, replace=False)]
-            table[number] = np.stack(np.unravel_index(drawn, label.shape), axis=1).astype(np.int32)
+            table.append(np.stack(np.unravel_index(drawn, label.shape), axis=1).astype(np.int32))
     return table
 
 
@@ -68,23 +68,23 @@ def draw_corner(
     shape: Sequence[int],
     patch_size: Sequence[int],
     final_patch_size: Sequence[int],
-    foreground: Sequence[np.ndarray],
+    centres: Sequence[np.ndarray],
 ) -> tuple[int, ...]:
     """The lower corner of a random patch.
 
     Args:
         generator: source of randomness.
         shape, patch_size, final_patch_size: see `corner_bounds`.
-        foreground: voxels [n, 3] of each class present; if there are any, a class is drawn uniformly, then
-            one of its voxels, and the patch is centred there, or as near as the lowest corner
-            allows. Empty: the corner is uniform within the bounds.
+        centres: voxels [n, 3] of each class present; if there are any, a class is drawn uniformly, then one
+            of its voxels, and the patch is centred there, or as near as the lowest corner allows. Empty:
+            the corner is uniform within the bounds.
 
     Source: nnU-Net, training/dataloading/data_loader.py, `get_bbox`.
     """
     lowest, highest = corner_bounds(shape, patch_size, final_patch_size)
-    if not foreground:
+    if not centres:
         return tuple(generator.integers(lowest, highest, endpoint=True).tolist())
-    voxels = foreground[generator.integers(len(foreground))]
+    voxels = centres[generator.integers(len(centres))]
     voxel = voxels[generator.integers(len(voxels))].tolist()
     return tuple(
         max(low, centre - patch // 2) for low, centre, patch in zip(lowest, voxel, patch_size, strict=True)

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from jaxmamba3d.checks import check_positive, check_that
-from jaxmamba3d.data.case_files import IMAGE, open_case, read_foreground
+from jaxmamba3d.data.case_files import IMAGE, open_case, read_centres
 from jaxmamba3d.data.cropping import OUTSIDE
 from jaxmamba3d.data.patches import Triple, cut, draw_corner, is_forced
 
@@ -42,8 +42,12 @@ class PatchSource:
         folder = self.folders[generator.integers(len(self.folders))]
         case = open_case(folder)
         forced = is_forced(i % self.batch_size, self.batch_size, self.foreground_fraction)
-        foreground = read_foreground(folder) if forced else ()
-        corner = draw_corner(generator, case.label.shape, self.patch_size, self.final_patch_size, foreground)
+        structures, annotated = read_centres(folder)
+        # Where only some voxels are annotated, every patch is centred on one that is.
+        centres = structures if forced else ()
+        if not centres and annotated is not None:
+            centres = (annotated,)
+        corner = draw_corner(generator, case.label.shape, self.patch_size, self.final_patch_size, centres)
         label = cut(case.label, corner, self.patch_size, OUTSIDE)
         # From here on what is outside body or volume is background.
         label[label == OUTSIDE] = 0

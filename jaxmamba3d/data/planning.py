@@ -102,7 +102,8 @@ class _Planner:
         masked = fingerprint.median_relative_size_after_cropping < USE_MASK_BELOW
         self.normalization_schemes = tuple(schemes)
         self.use_mask_for_norm = tuple(masked and scheme == "ZScoreNormalization" for scheme in schemes)
-        self.num_classes = len(dataset.labels)
+        # As nnU-Net counts: background, regions and ignore label too.
+        self.num_classes = len(dataset.labels.entries)
         self.budget = REFERENCE_FEATURE_MAP_VOXELS * memory_gb / REFERENCE_GB
         self.cases = len(dataset.cases)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxmamba3d.checks import check_choice, check_that
-from jaxmamba3d.data.case_files import write_case
+from jaxmamba3d.data.case_files import Centres, write_case
 from jaxmamba3d.data.cropping import crop_to_nonzero
-from jaxmamba3d.data.dataset import IGNORE, Case, Dataset
+from jaxmamba3d.data.dataset import Case, Dataset
 from jaxmamba3d.data.nifti import read_label, read_volume
 from jaxmamba3d.data.normalization import normalize
 from jaxmamba3d.data.parallel import map_cases
@@ -27,6 +27,7 @@ from jaxmamba3d.data.resampling import (
     separate_axis,
 )
 from jaxmamba3d.files import load_json, write_json
+from jaxmamba3d.labels import Labels
 
 CONFIGURATION = "configuration.json"
 
@@ -150,13 +151,11 @@ def preprocess_dataset(
     output = Path(output_folder)
     output.mkdir(parents=True, exist_ok=True)
     _check_or_write_settings(output / CONFIGURATION, _settings(dataset, plans, configuration))
-    ignored = dataset.labels.get(IGNORE)
-    classes = sorted(set(dataset.labels.values()) - {0, ignored})
     todo = [case for case in dataset.cases if not (output / case.name).is_dir()]
     logger.info("%d of %d cases are preprocessed already", len(dataset.cases) - len(todo), len(dataset.cases))
     if not todo:
         return
-    work = functools.partial(_preprocess_and_write, plans, configuration, classes, output)
+    work = functools.partial(_preprocess_and_write, plans, configuration, dataset.labels, output)
     problems = map_cases(work, todo, processes=processes, description=f"preprocess {configuration}")
     failures = [problem for problem in problems if problem]
     if failures:
@@ -164,7 +163,7 @@ def preprocess_dataset(
 
 
 def _preprocess_and_write(
-    plans: Plans, configuration: str, classes: Sequence[int], output: Path, case: Case
+    plans: Plans, configuration: str, labels: Labels, output: Path, case: Case
 ) -> str | None:
     """What is wrong with the case, or None."""
     try:
@@ -176,10 +175,19 @@ def _preprocess_and_write(
         output / case.name,
         image=done.image,
         label=done.label,
-        foreground=foreground_table(done.label, classes),
+        centres=_centres(done.label, labels),
         properties=done.properties,
     )
     return None
+
+
+def _centres(label: np.ndarray, labels: Labels) -> Centres:
+    classes = list(labels.structures.values())
+    if labels.ignore is None:
+        return Centres(tuple(foreground_table(label, classes)))
+    # One stream of random numbers goes over all of them, what is annotated last.
+    *structures, annotated = foreground_table(label, [*classes, labels.annotated]) or [None]
+    return Centres(tuple(structures), annotated)
 
 
 def _settings(dataset: Dataset, plans: Plans, configuration: str) -> dict[str, Any]:
@@ -193,7 +201,7 @@ def _settings(dataset: Dataset, plans: Plans, configuration: str) -> dict[str, A
         "normalization_schemes": chosen.normalization_schemes,
         "use_mask_for_norm": chosen.use_mask_for_norm,
         "intensity_properties": plans.intensity_properties,
-        "labels": dataset.labels,
+        **dataset.labels.to_json(),
     }
     return json.loads(json.dumps(settings))
 

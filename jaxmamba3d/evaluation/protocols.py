@@ -1,13 +1,12 @@
 """Which structures a score is about, and what it is where a structure is absent."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 from jaxmamba3d.checks import check_choice, check_positive, check_that
+from jaxmamba3d.labels import Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,29 +110,8 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def dataset_protocol(dataset_json: str | Path) -> Protocol:
-    """The default protocol: every foreground label or region that a dataset.json declares.
-
-    Args:
-        dataset_json: a dataset.json of nnU-Net (name -> value, or values of a region) or of the Decathlon
-            (value -> name).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file declares no foreground labels.
-    """
-    path = Path(dataset_json)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it should declare the dataset's labels")
-    try:
-        declared = dict(json.loads(path.read_text())["labels"])
-        if all(str(key).isdigit() for key in declared):
-            declared = {name: int(value) for value, name in declared.items()}
-        ignore_label = declared.pop("ignore", None)
-        groups = {
-            name: tuple(value) if isinstance(value, list) else (value,) for name, value in declared.items()
-        }
-        classes = {name: labels for name, labels in groups.items() if labels != (0,)}
-        return Protocol("default", classes, ignore_label=ignore_label)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no usable labels ({error!r}); see nnU-Net's dataset.json") from error
+def dataset_protocol(labels: Labels) -> Protocol:
+    """The default protocol: every class or region of a dataset, absent ones left out, misses punished."""
+    scored = {value for values in labels.structures.values() for value in values}
+    unscored = tuple(value for value in labels.values if value and value not in scored)
+    return Protocol("dataset", labels.structures, unscored_labels=unscored, ignore_label=labels.ignore)

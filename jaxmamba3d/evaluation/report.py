@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmamba3d.checks import check_choice, check_positive
+from jaxmamba3d.data import read_labels
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import (
@@ -163,7 +164,7 @@ def summarize(scores: Iterable[Score], protocol: Protocol) -> Evaluation:
 def _default_protocol(labels_dir: Path, pairs: list[Pair], progress: bool) -> Protocol:
     dataset_json = labels_dir.resolve().parent / "dataset.json"
     if dataset_json.is_file():
-        return dataset_protocol(dataset_json)
+        return dataset_protocol(read_labels(dataset_json))
     bar = tqdm(pairs, desc="labels", unit="case", disable=not progress)
     found = sorted({label for pair in bar for label in read_segmentation(pair.reference).boxes})
     if not found:

@@ -1,18 +1,15 @@
 """Pairs of predicted and reference segmentations on disk, and the checks that they belong together."""
 
 import dataclasses
-import itertools
-import zlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from scipy.ndimage import find_objects
 
-SUFFIXES = (".nii.gz", ".nii")
-# Headers written by different programs round differently; a real mismatch is off by far more.
-POSITION_TOLERANCE_VOXELS = 0.1
+from jaxmamba3d.checks import check_that
+from jaxmamba3d.data.dataset import ENDINGS, stem_of
+from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label
 
 Box = tuple[slice, ...]
 
@@ -28,10 +25,10 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """A label volume in stored order.
+    """A label volume.
 
     Args:
-        labels: [X, Y, Z], int16.
+        labels: [Z, Y, X], int16.
         spacing: voxel size of each axis in mm.
         boxes: label value above 0 -> the box that holds all its voxels; only values that occur.
     """
@@ -61,12 +58,12 @@ def find_pairs(
     predictions, references = _files_of(predictions_dir), _files_of(labels_dir)
     wanted = sorted(cases if cases is not None else predictions | references)
     if not wanted:
-        raise ValueError(f"{predictions_dir} and {labels_dir}: no {SUFFIXES[0]} files to compare")
+        raise ValueError(f"{predictions_dir} and {labels_dir}: no {ENDINGS[0]} files to compare")
     return [
         Pair(
             case,
-            predictions.get(case, Path(predictions_dir) / (case + SUFFIXES[0])),
-            references.get(case, Path(labels_dir) / (case + SUFFIXES[0])),
+            predictions.get(case, Path(predictions_dir) / (case + ENDINGS[0])),
+            references.get(case, Path(labels_dir) / (case + ENDINGS[0])),
         )
         for case in wanted
     ]
@@ -89,24 +86,16 @@ def raise_problems(problems: Collection[str], cases: int) -> None:
 
 
 def read_segmentation(path: str | Path) -> Segmentation:
-    """A label volume and its voxel size, in the order in which NIfTI stores the axes.
+    """A label volume, its voxel size, and where each label lies.
 
     Raises:
-        ValueError: the file cannot be read, is not three-dimensional, or holds values that are not labels.
+        FileNotFoundError, ValueError: see `read_label`; or it holds values below 0.
     """
-    image = _load(path)
-    try:
-        values = np.asarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{path}: its data cannot be read ({error}); write the file again") from error
-    lowest, highest = values.min(), values.max()
-    if not (lowest >= 0 and highest <= np.iinfo(np.int16).max):  # NaN fails too
-        raise ValueError(f"{path}: holds values from {lowest} to {highest}; labels are 0 to 32767")
-    labels = values.astype(np.int16)
-    if not np.array_equal(labels, values):
-        raise ValueError(f"{path}: holds values that are not whole numbers; a segmentation holds labels")
+    labels, geometry = read_label(path)
+    lowest = int(labels.min())
+    check_that(lowest >= 0, str(path), "of labels from 0", f"{lowest}")
     boxes = {label: box for label, box in enumerate(find_objects(labels), 1) if box is not None}
-    return Segmentation(labels, tuple(float(size) for size in image.header.get_zooms()), boxes)
+    return Segmentation(labels, tuple(geometry["zooms"][::-1]), boxes)
 
 
 def joint_box(boxes: Iterable[Box]) -> Box | None:
@@ -125,38 +114,26 @@ def _files_of(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no such folder; it should hold segmentations named CASE{SUFFIXES[0]}"
+            f"{folder}: no such folder; it should hold segmentations named CASE{ENDINGS[0]}"
         )
     # macOS leaves ._CASE.nii.gz beside files, the Decathlon's archives among them.
-    files = (path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.name[0] != ".")
-    return {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in files}
-
-
-def _load(path: str | Path) -> nibabel.Nifti1Image:
-    try:
-        image = nibabel.load(path)
-    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path}: cannot be read as NIfTI ({error}); write the file again") from error
-    if len(image.shape) == 4 and image.shape[3] == 1:
-        image = image.slicer[..., 0]
-    if len(image.shape) != 3:
-        raise ValueError(f"{path}: has shape {image.shape}; a segmentation has three axes")
-    return image
+    files = (path for path in folder.iterdir() if path.name.endswith(ENDINGS) and path.name[0] != ".")
+    return {stem_of(path): path for path in files}
 
 
 def _mismatch(pair: Pair) -> str | None:
     """What keeps the two files of a case from being compared voxel by voxel, from their headers alone."""
-    missing = [path for path in (pair.prediction, pair.reference) if not path.is_file()]
-    if missing:
-        return f"missing {missing[0]}"
     try:
-        prediction, reference = _load(pair.prediction), _load(pair.reference)
-    except ValueError as error:
+        geometries = []
+        for path in (pair.prediction, pair.reference):
+            geometry, channels = read_geometry(path)
+            check_that(channels == 1, str(path), "3D because it holds labels", f"{channels} channels")
+            geometries.append(geometry)
+    except (ValueError, FileNotFoundError) as error:
         return str(error)
-    if prediction.shape != reference.shape:
-        return f"the prediction has shape {prediction.shape}, its label {reference.shape}"
-    corners = np.array([[*c, 1] for c in itertools.product(*((0, n - 1) for n in reference.shape))])
-    shifts = np.linalg.norm(corners @ (prediction.affine - reference.affine).T, axis=1)
-    if shifts.max() > POSITION_TOLERANCE_VOXELS * min(reference.header.get_zooms()):
-        return f"the affines of prediction and label place voxels up to {shifts.max():.3g} mm apart"
+    prediction, reference = geometries
+    if prediction["shape"] != reference["shape"]:
+        return f"the prediction has shape {prediction['shape']}, its label {reference['shape']}"
+    if distance := misplacement(prediction, reference):
+        return f"the affines of prediction and label place voxels up to {distance:.3g} mm apart"
     return None

@@ -15,6 +15,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from jaxmamba3d.config import ExperimentConfig
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.losses import pseudo_dice
 from jaxmamba3d.training.checkpoint import Checkpoints
 from jaxmamba3d.training.mesh import make_mesh, replicate, shard_batch
@@ -30,11 +31,10 @@ def train_fold(
     config: ExperimentConfig,
     *,
     batch_size: int,
+    labels: Labels,
     batch_dice: bool,
-    ignore_label: int | None,
     training_batches: Iterator[dict[str, np.ndarray]],
     validation_batches: Callable[[], Iterator[dict[str, np.ndarray]]],
-    class_names: tuple[str, ...],
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
@@ -44,10 +44,10 @@ def train_fold(
         net: freshly built; its parameters are changed in place.
         config: the experiment.
         batch_size: samples of the global batch.
-        batch_dice, ignore_label: see `segmentation_loss`.
+        labels: what label values mean.
+        batch_dice: see `segmentation_loss`.
         training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z]}.
         validation_batches: starts the same sequence of validation batches anew, each epoch.
-        class_names: the foreground classes.
         folder: of this fold; gets metrics.csv, curves.png, tensorboard/ and checkpoints/.
         identity: JSON-able description of net and data that a checkpoint to go on from must share.
 
@@ -69,18 +69,18 @@ def train_fold(
             first_epoch, best_score = meta["epoch"], meta["best_score"]
             training_batches.set_state(meta["iterator"])
             logger.info("going on after epoch %d of %d", first_epoch, config.train.epochs)
-        log = MetricsLog(folder, class_names, start_epoch=first_epoch)
+        log = MetricsLog(folder, tuple(labels.structures), start_epoch=first_epoch)
         stack.callback(log.close)
 
         train_step = make_train_step(
             net,
             optimizer,
+            labels=labels,
             batch_dice=batch_dice,
-            ignore_label=ignore_label,
             mirror_axes=config.train.mirror_axes,
             seed=config.train.seed,
         )
-        validation_step = make_validation_step(net, batch_dice=batch_dice, ignore_label=ignore_label)
+        validation_step = make_validation_step(net, labels=labels, batch_dice=batch_dice)
         for epoch in range(first_epoch, config.train.epochs):
             started = time.perf_counter()
             state, train_loss, gradient_norm = _train_epoch(

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from jaxmamba3d.augment import mirror
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.losses import HardCounts, hard_counts, segmentation_loss
 
 Batch = dict[str, jax.Array]
@@ -38,8 +39,8 @@ def make_train_step(
     net: nnx.Module,
     optimizer: optax.GradientTransformation,
     *,
+    labels: Labels,
     batch_dice: bool,
-    ignore_label: int | None = None,
     mirror_axes: tuple[int, ...],
     seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -50,15 +51,17 @@ def make_train_step(
     Args:
         net: [B, X, Y, Z, C] -> logits, or a tuple of them; its parameters are taken from the state.
         optimizer: see `make_optimizer`.
-        batch_dice, ignore_label: see `segmentation_loss`.
+        labels: what label values mean.
+        batch_dice: see `segmentation_loss`.
         mirror_axes: see `mirror`.
         seed: of the augmentation, together with the state's step.
     """
     graphdef = nnx.graphdef(net)
+    target = {"batch_dice": batch_dice, "ignore_label": labels.ignore, "regions": labels.regions}
 
     def loss_of(params, image, label):
         logits = nnx.merge(graphdef, params)(image)
-        return segmentation_loss(logits, label, batch_dice=batch_dice, ignore_label=ignore_label)
+        return segmentation_loss(logits, label, **target)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -73,21 +76,22 @@ def make_train_step(
 
 
 def make_validation_step(
-    net: nnx.Module, *, batch_dice: bool, ignore_label: int | None = None
+    net: nnx.Module, *, labels: Labels, batch_dice: bool
 ) -> Callable[[nnx.State, Batch], tuple[jax.Array, HardCounts]]:
     """(params, batch) -> loss and the voxel counts behind the pseudo-Dice, on the batch as it is.
 
     Args:
-        net, batch_dice, ignore_label: see `make_train_step`.
+        net, labels, batch_dice: see `make_train_step`.
     """
     graphdef = nnx.graphdef(net)
+    counted = {"ignore_label": labels.ignore, "regions": labels.regions}
 
     @jax.jit
     def validation_step(params, batch):
         logits = nnx.merge(graphdef, params)(batch["image"])
         full = logits[0] if isinstance(logits, tuple) else logits
         label = batch["label"]
-        loss = segmentation_loss(logits, label, batch_dice=batch_dice, ignore_label=ignore_label)
-        return loss, hard_counts(full, label, ignore_label=ignore_label)
+        loss = segmentation_loss(logits, label, batch_dice=batch_dice, **counted)
+        return loss, hard_counts(full, label, **counted)
 
     return validation_step

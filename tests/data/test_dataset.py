@@ -8,8 +8,9 @@ import pytest
 from small_datasets import change_json, write_decathlon, write_nnunet
 
 from jaxmamba3d.data.dataset import Case, find_images, read_dataset
+from jaxmamba3d.labels import Labels
 
-LABELS = {"background": 0, "left": 1, "right": 2}
+LABELS = {"background": (0,), "left": (1,), "right": (2,)}
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -17,7 +18,7 @@ def test_the_two_layouts_hold_the_same(tmp_path, channels):
     decathlon = read_dataset(write_decathlon(tmp_path / "Task", channels=channels))
     raw = read_dataset(write_nnunet(tmp_path / "Dataset001_Small", channels=channels))
     for dataset in (decathlon, raw):
-        assert dataset.labels == LABELS
+        assert dataset.labels == Labels(LABELS)
         assert dataset.channel_names == ("MRI",) * channels
         assert [case.name for case in dataset.cases] == [f"case_{n}" for n in range(5)]
         assert all(path.is_file() for case in dataset.cases for path in (*case.images, case.label))
@@ -56,9 +57,12 @@ def test_folders_and_files_that_are_missing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, "dataset.json must be of the Decathlon or nnU-Net, got no labels"),
+        ({"labels": None}, "dataset.json: labels must be a table of names and values, got None"),
         ({"labels": {"background": 0, "left": 2}}, "labels must be 0, 1, 2, ... without gaps, got [0, 2]"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "labels must be one value a label"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2]}},
+            "regions_class_order must be one value for each of the 1 regions",
+        ),
         ({"channel_names": None}, "channel_names (or modality) must be channel names by number"),
         ({"channel_names": {"0": "CT", "2": "CT"}}, "must be channel names by number"),
         ({"file_ending": ".mha"}, "file_ending must be one of ('.nii.gz', '.nii'), got '.mha'"),

@@ -17,25 +17,36 @@ def blocks() -> np.ndarray:
 
 def test_table_holds_voxels_of_the_class_without_repetition():
     label = blocks()
-    table = foreground_table(label, [1, 2, 3])
-    assert list(table) == [1, 3]
-    assert table[1].shape == (10_000, 3)
-    assert (label[tuple(table[1].T)] == 1).all()
-    assert len(np.unique(table[1], axis=0)) == 10_000
-    np.testing.assert_array_equal(table[3], [[30, 31, 32]])
+    first, third = foreground_table(label, [(1,), (2,), (3,)])
+    assert first.shape == (10_000, 3)
+    assert (label[tuple(first.T)] == 1).all()
+    assert len(np.unique(first, axis=0)) == 10_000
+    np.testing.assert_array_equal(third, [[30, 31, 32]])
+
+
+def test_a_region_holds_voxels_of_all_its_labels():
+    (region,) = foreground_table(blocks(), [(3, 0)])
+    found = blocks()[tuple(region.T)]
+    assert set(found) <= {0, 3}
+    voxels = np.argwhere(np.isin(blocks(), (0, 3)))
+    assert len(region) == 10_000 < len(voxels)
+    # The candidates stand label by label, in the region's order: the first is the only voxel of label 3.
+    order = np.random.RandomState(1234).choice(len(voxels), 10_000, replace=False)
+    candidates = np.concatenate([np.argwhere(blocks() == value) for value in (3, 0)])
+    np.testing.assert_array_equal(region, candidates[order])
 
 
 def test_large_classes_keep_one_percent():
     label = np.ones((101, 100, 100), np.int16)
     label[100, 99, 99] = 0
-    assert len(foreground_table(label, [1])[1]) == 10_100
+    assert len(foreground_table(label, [(1,)])[0]) == 10_100
 
 
 def test_classes_share_one_random_stream():
     label = np.random.default_rng(0).integers(0, 3, (9, 9, 9)).astype(np.int16)
-    both, alone = foreground_table(label, [1, 2]), foreground_table(label, [2])
-    assert not np.array_equal(both[2], alone[2])
-    assert not np.array_equal(both[2], foreground_table(label, [2, 1])[2])
+    both, alone = foreground_table(label, [(1,), (2,)]), foreground_table(label, [(2,)])
+    assert not np.array_equal(both[1], alone[0])
+    assert not np.array_equal(both[1], foreground_table(label, [(2,), (1,)])[0])
 
 
 @pytest.mark.parametrize(

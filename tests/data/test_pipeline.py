@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxmamba3d.data.case_files import open_case, read_foreground, write_case
+from jaxmamba3d.data.case_files import Centres, open_case, read_centres, write_case
 from jaxmamba3d.data.patches import foreground_table
 from jaxmamba3d.data.pipeline import training_batches
 
@@ -29,7 +29,7 @@ def cases(tmp_path_factory):
             folder / name,
             image=image.astype(np.float32),
             label=label,
-            foreground=foreground_table(label, [1, 2]),
+            centres=Centres(tuple(foreground_table(label, [(1,), (2,)]))),
             properties={},
         )
     return folder
@@ -135,9 +135,9 @@ def test_bad_arguments(cases):
 
 def test_files_are_opened_once_a_case(cases):
     """Or twice, by two threads in the same moment; then a patch costs its own bytes alone."""
-    for reader in (open_case, read_foreground):
+    for reader in (open_case, read_centres):
         reader.cache_clear()
     take(stream(cases, batch_size=9), 20)
-    for reader in (open_case, read_foreground):
+    for reader in (open_case, read_centres):
         assert reader.cache_info().misses <= 2 * len(NAMES)
     assert isinstance(open_case(cases / NAMES[0]).image, np.memmap)

@@ -13,6 +13,7 @@ from jaxmamba3d.data.dataset import Case, Dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import load_plans, save_plans
+from jaxmamba3d.labels import Labels
 
 DATASETS = ("hippo", "ct", "ctiso", "mrmask")
 
@@ -22,7 +23,7 @@ def dataset_of(name: str, cases: tuple[Case, ...]) -> Dataset:
     folder = recorded(f"{name}/dataset.json").parent
     content = json.loads((folder / "dataset.json").read_text())
     channels = content.get("channel_names", content.get("modality"))
-    return Dataset(name, folder, tuple(channels.values()), content["labels"], cases)
+    return Dataset(name, folder, tuple(channels.values()), Labels.from_json(content), cases)
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -45,9 +45,9 @@ def test_cases_are_the_recorded_ones(dataset, case):
     assert json.loads(json.dumps(done.properties)) == done.properties
 
     classes = sorted(int(number) for number in properties["class_locations"])
-    table = foreground_table(done.label, classes)
-    for number in classes:
-        np.testing.assert_array_equal(table[number], arrays[f"class_locations_{number}"][:, 1:])
+    tables = foreground_table(done.label, [(number,) for number in classes])
+    for number, table in zip(classes, tables, strict=True):
+        np.testing.assert_array_equal(table, arrays[f"class_locations_{number}"][:, 1:])
 
 
 def test_the_label_does_not_change_the_image():
@@ -118,8 +118,8 @@ def test_a_dataset_is_written_and_kept(phantoms, tmp_path):
         assert image.flags.c_contiguous
         assert json.loads((folder / "properties.json").read_text()) == expected.properties
         with np.load(folder / "foreground.npz") as table:
-            assert sorted(table.files) == ["1", "2"]
-            assert (label[tuple(table["2"].T)] == 2).all()
+            assert sorted(table.files) == ["0", "1"]
+            assert (label[tuple(table["1"].T)] == 2).all()
 
     before = times(output)
     first = output / dataset.cases[0].name

@@ -173,7 +173,7 @@ def test_headline_unit_comes_first(folders):
 def test_cases_can_be_chosen(folders):
     write(folders / "labels" / "c.nii.gz", blocks(2))
     assert evaluate(folders, cases=["b"]).cases == ("b",)
-    with pytest.raises(ValueError, match=r"d: missing .*predictions/d\.nii\.gz"):
+    with pytest.raises(ValueError, match=r"d: .*predictions/d\.nii\.gz: no such file"):
         evaluate(folders, cases=["b", "d"])
 
 
@@ -201,14 +201,13 @@ def test_all_bad_pairs_are_named_at_once(folders):
     with pytest.raises(ValueError) as error:
         evaluate(folders)
     message = str(error.value)
-    assert message.startswith("6 of 8 cases cannot be scored:\n  c: missing ")
-    assert "predictions/c.nii.gz\n" in message
-    assert "d: the prediction has shape (11, 10, 7), its label (12, 10, 7)" in message
+    assert message.startswith("6 of 8 cases cannot be scored:\n  c: ")
+    assert "predictions/c.nii.gz: no such file\n" in message
+    assert "d: the prediction has shape [11, 10, 7], its label [12, 10, 7]" in message
     assert "e: the affines of prediction and label place voxels up to 17.6 mm apart" in message
-    assert "predictions/f.nii.gz: cannot be read as NIfTI" in message
-    assert "predictions/g.nii.gz: has shape (12, 10, 7, 2); a segmentation has three axes" in message
-    assert "h: missing " in message
-    assert "labels/h.nii.gz" in message
+    assert "predictions/f.nii.gz must be a whole NIfTI file" in message
+    assert "predictions/g.nii.gz must be 3D because it holds labels, got 2 channels" in message
+    assert "labels/h.nii.gz: no such file" in message
     assert not (folders / "scores").exists()
 
 
@@ -229,9 +228,9 @@ def test_bad_contents_are_named_at_once(folders):
     message = str(error.value)
     assert message.startswith("4 of 6 cases cannot be scored:")
     assert "c.nii.gz: labels [4, 8], which protocol two does not declare" in message
-    assert "d.nii.gz: holds values that are not whole numbers" in message
-    assert "e.nii.gz: holds values from -2 to 0" in message
-    assert "f.nii.gz: its data cannot be read" in message
+    assert "d.nii.gz must hold whole numbers from -32768 to 32767 as labels, got 0.5" in message
+    assert "e.nii.gz must be of labels from 0, got -2" in message
+    assert "f.nii.gz must be a whole NIfTI file" in message
     assert not (folders / "scores").exists()
 
 

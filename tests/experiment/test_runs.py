@@ -17,6 +17,7 @@ from jaxmamba3d.config import (
 )
 from jaxmamba3d.data import plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.run import open_run, resolve_net, start_run
 
 
@@ -213,7 +214,7 @@ def test_a_shallower_net_keeps_the_decoder_of_its_stages(dataset, tmp_path):
         kernel_sizes=((3, 3, 3),) * 3,
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     )
-    net = resolve_net(NetOptions(features=(4, 8)), plan, 1, {"background": 0, "a": 1})
+    net = resolve_net(NetOptions(features=(4, 8)), plan, 1, Labels({"background": (0,), "a": (1,)}))
     assert net.blocks_per_stage == (1, 2)
     assert net.decoder_blocks_per_stage == (4,)  # of the highest resolution, which nnU-Net lists last
 

@@ -10,6 +10,7 @@ from flax import nnx
 from tolerances import assert_close
 
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.training import mesh as meshes
 from jaxmamba3d.training.mesh import make_mesh, replicate, shard_batch
@@ -17,6 +18,7 @@ from jaxmamba3d.training.optimizer import make_optimizer
 from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
 
 NET = NetConfig("segmamba", 1, 3, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
+LABELS = Labels({"background": (0,), "a": (1,), "b": (2,)})
 BATCH = 8
 STEPS = 3
 
@@ -44,13 +46,17 @@ def trained(net, devices, *, batch_dice):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
     optimizer = make_optimizer(OptimConfig(schedule="constant", learning_rate=1e-2), TrainConfig())
     state = fresh_state(net, optimizer, mesh)
-    step = make_train_step(net, optimizer, batch_dice=batch_dice, mirror_axes=(0, 1, 2), seed=7)
+    step = make_train_step(
+        net, optimizer, labels=LABELS, batch_dice=batch_dice, mirror_axes=(0, 1, 2), seed=7
+    )
     losses = []
     for batch in batches():
         state, metrics = step(state, shard_batch(mesh, batch))
         losses.append(float(metrics["loss"]))
     assert int(state.step) == STEPS
-    validation = make_validation_step(net, batch_dice=batch_dice)(state.params, shard_batch(mesh, batch))
+    validation = make_validation_step(net, labels=LABELS, batch_dice=batch_dice)(
+        state.params, shard_batch(mesh, batch)
+    )
     return jax.device_get(state.params), losses, jax.device_get(validation)
 
 
@@ -75,7 +81,7 @@ def test_a_sharded_step_does_not_wait_inside_the_scan(net):
     mesh = make_mesh(BATCH)
     optimizer = make_optimizer(OptimConfig(), TrainConfig())
     state = fresh_state(net, optimizer, mesh)
-    step = make_train_step(net, optimizer, batch_dice=False, mirror_axes=(), seed=0)
+    step = make_train_step(net, optimizer, labels=LABELS, batch_dice=False, mirror_axes=(), seed=0)
     text = step.lower(state, shard_batch(mesh, next(batches()))).compile().as_text()
     collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
     talking = {
