@@ -161,6 +161,7 @@ def predict(
         cases,
         run.plans,
         Path(output),
+        labels=run.labels,
         configuration=config.data.configuration,
         tile_step=config.predict.tile_step,
         probabilities=probabilities,

@@ -1,13 +1,15 @@
 """From logits at the plans' spacing back to a segmentation of the image file: preprocessing inverted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxmamba3d.checks import check_choice, check_shape
+from jaxmamba3d.data.planewise import PlaneResampler
 from jaxmamba3d.data.plans import Plans
-from jaxmamba3d.data.resampling import LOGITS_ORDER, resample_image, resampled_shape, separate_axis
+from jaxmamba3d.data.resampling import resampled_shape, separate_axis
+from jaxmamba3d.labels import Labels
 
 
 def export_segmentation(
@@ -16,6 +18,7 @@ def export_segmentation(
     plans: Plans,
     configuration: str = "3d_fullres",
     *,
+    labels: Labels | None = None,
     return_probabilities: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Resamples logits to the image's own voxels, takes the best class and undoes crop and transpose.
@@ -25,58 +28,98 @@ def export_segmentation(
         properties: of the preprocessed case.
         plans: that the case was preprocessed with.
         configuration: likewise.
-        return_probabilities: also return the softmax, from which the best class is then taken.
+        labels: of the dataset; needed where they are regions. None: channel k is class k.
+        return_probabilities: also return the probabilities, from which the segmentation is then taken.
 
     Returns:
         uint8 in the array order of the image file read as z, y, x; class 0 outside the crop. With
-        `return_probabilities` also the probabilities [z, y, x, K] float32, 1 for class 0 outside the crop.
+        `return_probabilities` also the probabilities [z, y, x, K] float32 (softmax, or sigmoid of regions);
+        outside the crop 1 for class 0, and 0 for the others and for regions.
 
     Raises:
         ValueError: the logits do not have the shape that preprocessing gave the image.
 
-    Numerics: logits are resampled one class at a time and rounded to their own dtype; of equal logits the
-    lower class wins.
+    Numerics: logits are resampled in float64 and rounded to their own dtype; of equal logits the lower class
+    wins; a region is where the probability is above 0.5.
 
     Source: nnU-Net, inference/export_prediction.py.
     """
-    check_choice("configuration", configuration, plans.configurations)
-    new_spacing = plans.configurations[configuration].spacing
-    spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
-    shape = tuple(properties["shape_after_cropping_and_before_resampling"])
-    wanted = resampled_shape(shape, spacing, new_spacing)
-    check_shape("logits", logits, "[X, Y, Z, K]", (*wanted, None))
-    axis = separate_axis(new_spacing, spacing)
-    resampled = (
-        resample_image(logits[..., k], shape, axis, order=LOGITS_ORDER) for k in range(logits.shape[-1])
+    export = SegmentationExport(
+        properties, plans, configuration, labels=labels, return_probabilities=return_probabilities
     )
-    whole = tuple(properties["shape_before_cropping"])
-    inside = tuple(slice(low, high) for low, high in properties["bbox_used_for_cropping"])
-    segmentation = np.zeros(whole, np.uint8)
-    if not return_probabilities:
-        segmentation[inside] = _best_class(resampled)
-        return segmentation.transpose(plans.transpose_backward)
-    probabilities = np.zeros((*whole, logits.shape[-1]), np.float32)
-    probabilities[..., 0] = 1
-    probabilities[inside] = _softmax(np.stack(list(resampled), axis=-1))
-    segmentation[inside] = probabilities[inside].argmax(axis=-1)
-    return (
-        segmentation.transpose(plans.transpose_backward),
-        probabilities.transpose(*plans.transpose_backward, 3),
-    )
+    check_shape("logits", logits, "[X, Y, Z, K]", (*export.shape, None))
+    for plane in logits:
+        export.add(plane)
+    return export.result()
 
 
-def _best_class(channels: Iterator[np.ndarray]) -> np.ndarray:
-    """Argmax over the channels with two of them in memory at a time."""
-    highest = next(channels).copy()
-    best = np.zeros(highest.shape, np.uint8)
-    for k, channel in enumerate(channels, start=1):
-        higher = channel > highest
-        best[higher] = k
-        highest[higher] = channel[higher]
-    return best
+class SegmentationExport:
+    """`export_segmentation` of logits that arrive plane by plane along X.
 
+    Args:
+        properties, plans, configuration, labels, return_probabilities: see `export_segmentation`.
+    """
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float32)
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    def __init__(
+        self,
+        properties: Mapping[str, Any],
+        plans: Plans,
+        configuration: str = "3d_fullres",
+        *,
+        labels: Labels | None = None,
+        return_probabilities: bool = False,
+    ):
+        check_choice("configuration", configuration, plans.configurations)
+        new_spacing = plans.configurations[configuration].spacing
+        spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
+        cropped = tuple(properties["shape_after_cropping_and_before_resampling"])
+        self.shape = resampled_shape(cropped, spacing, new_spacing)
+        self._backward = tuple(plans.transpose_backward)
+        self._inside = tuple(slice(low, high) for low, high in properties["bbox_used_for_cropping"])
+        self._resampler = PlaneResampler(self.shape, cropped, separate_axis(new_spacing, spacing))
+        self._region_values = labels.regions_class_order if labels and labels.has_regions else None
+        self._segmentation = np.zeros(properties["shape_before_cropping"], np.uint8)
+        self._return_probabilities = return_probabilities
+        self._probabilities: np.ndarray | None = None
+        self._row = self._inside[0].start
+
+    def add(self, plane: np.ndarray) -> None:
+        """Takes the next plane of logits [Y, Z, K] of a volume of `shape`."""
+        for logits in self._resampler.add(plane):
+            if self._return_probabilities or self._region_values is not None:
+                logits = self._to_probabilities(logits)
+            if self._return_probabilities:
+                self._kept(logits.shape[-1])[self._row, *self._inside[1:]] = logits
+            self._segmentation[self._row, *self._inside[1:]] = self._to_labels(logits)
+            self._row += 1
+
+    def result(self) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """What `export_segmentation` returns, once all planes are there."""
+        segmentation = self._segmentation.transpose(self._backward)
+        if not self._return_probabilities:
+            return segmentation
+        return segmentation, self._probabilities.transpose(*self._backward, 3)
+
+    def _to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        logits = logits.astype(np.float32)
+        if self._region_values is not None:
+            with np.errstate(over="ignore"):  # exp of a very negative logit's opposite: probability 0
+                return 1 / (1 + np.exp(-logits))
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+    def _to_labels(self, scores: np.ndarray) -> np.ndarray:
+        if self._region_values is None:
+            return scores.argmax(axis=-1)
+        labels = np.zeros(scores.shape[:-1], np.uint8)
+        for region, value in enumerate(self._region_values):
+            labels[scores[..., region] > 0.5] = value
+        return labels
+
+    def _kept(self, channels: int) -> np.ndarray:
+        """The probabilities of the whole image, made with its first plane."""
+        if self._probabilities is None:
+            self._probabilities = np.zeros((*self._segmentation.shape, channels), np.float32)
+            if self._region_values is None:
+                self._probabilities[..., 0] = 1
+        return self._probabilities

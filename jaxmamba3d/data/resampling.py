@@ -84,13 +84,13 @@ def _resample(volume: np.ndarray, shape: tuple[int, ...], axis: int | None, resi
         resampled[...] = resize(volume, shape)
         return resampled
     slices, new_slices = np.moveaxis(volume, axis, 0), np.moveaxis(resampled, axis, 0)
-    source = _nearest_slices(len(slices), len(new_slices))
+    source = nearest_slices(len(slices), len(new_slices))
     for index in np.unique(source):
         new_slices[source == index] = resize(slices[index], new_slices.shape[1:])
     return resampled
 
 
-def _nearest_slices(count: int, new_count: int) -> np.ndarray:
+def nearest_slices(count: int, new_count: int) -> np.ndarray:
     """For each new slice the old one nearest to its centre, s * (i + 0.5) - 0.5; halves go up."""
     centres = count / new_count * (np.arange(new_count) + 0.5) - 0.5
     return np.clip(np.floor(centres + 0.5).astype(int), 0, count - 1)

@@ -1,10 +1,9 @@
 """From image files to segmentation files."""
 
 import dataclasses
-import functools
 import logging
-import operator
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,20 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from jaxmamba3d.data import Case, Plans, export_segmentation, preprocess_case, write_segmentation
+from jaxmamba3d.data import Case, Plans, PreprocessedCase, preprocess_case, write_segmentation
+from jaxmamba3d.data.export import SegmentationExport
+from jaxmamba3d.data.nifti import Geometry
 from jaxmamba3d.files import replacing
+from jaxmamba3d.inference.background import Backlog, ahead
 from jaxmamba3d.inference.finished_cases import FinishedCases, digest_of
-from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_volume
+from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_planes
+from jaxmamba3d.labels import Labels
 
 logger = logging.getLogger(__name__)
 
 SEGMENTATION, PROBABILITIES = ".nii.gz", ".npz"
+EXPORT_BACKLOG = 8
+"""Planes that may wait for their export."""
 
 
 def make_net_predictor(
@@ -54,6 +59,7 @@ def predict_cases(
     plans: Plans,
     output: Path,
     *,
+    labels: Labels,
     configuration: str = "3d_fullres",
     tile_step: float = 0.5,
     settings: Mapping[str, Any] | None = None,
@@ -61,7 +67,9 @@ def predict_cases(
 ) -> None:
     """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
 
-    Cases that an earlier call with the same weights, plans and settings finished are not predicted again.
+    While the device predicts a case, the next one is read and the planes that are finished are exported, so
+    that no more than a window's depth of logits is in memory. Cases that an earlier call with the same
+    weights, plans and settings finished are not predicted again.
 
     Args:
         predictor: see `make_net_predictor`.
@@ -69,6 +77,7 @@ def predict_cases(
         cases: image files.
         plans: of the training data.
         output: folder; made if missing.
+        labels: of the training data.
         configuration: of the plans.
         tile_step: distance of neighbouring windows as a share of the window.
         settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
@@ -81,6 +90,7 @@ def predict_cases(
     output.mkdir(parents=True, exist_ok=True)
     made_with = {
         "plans": dataclasses.asdict(plans),
+        "labels": labels.to_json(),
         "configuration": configuration,
         "patch_size": predictor.patch_size,
         "tile_step": tile_step,
@@ -91,22 +101,27 @@ def predict_cases(
     remaining = finished.remaining(cases)
     if len(remaining) < len(cases):
         logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)
-    for case in tqdm(remaining, desc="predict", unit="case"):
-        prepared = preprocess_case(case.images, None, plans, configuration)
-        volumes = (
-            predict_volume(predictor, fold, prepared.image, tile_step=tile_step, progress=True)
-            for fold in folds
-        )
-        logits = functools.reduce(operator.iadd, volumes)
-        logits /= len(folds)
-        export = functools.partial(export_segmentation, logits, prepared.properties, plans, configuration)
+
+    def prepare(case: Case) -> PreprocessedCase:
+        return preprocess_case(case.images, None, plans, configuration)
+
+    def write(case: Case, geometry: Geometry, export: SegmentationExport) -> None:
+        result = export.result()
+        segmentation, shares = result if probabilities else (result, None)
         if probabilities:
-            segmentation, shares = export(return_probabilities=True)
             with replacing(output / f"{case.name}{PROBABILITIES}") as unfinished:
                 np.savez_compressed(unfinished, probabilities=np.moveaxis(shares, -1, 0))
-        else:
-            segmentation = export()
-        write_segmentation(
-            output / f"{case.name}{SEGMENTATION}", segmentation, prepared.properties["geometry"]
-        )
+        write_segmentation(output / f"{case.name}{SEGMENTATION}", segmentation, geometry)
         finished.add(case)
+
+    with ThreadPoolExecutor(1) as reader, Backlog(EXPORT_BACKLOG) as exporter:
+        prepared = ahead(reader, prepare, remaining)
+        bar = tqdm(zip(remaining, prepared, strict=True), "predict", len(remaining), unit="case")
+        for case, prepared_case in bar:
+            image, properties = prepared_case.image, prepared_case.properties
+            export = SegmentationExport(
+                properties, plans, configuration, labels=labels, return_probabilities=probabilities
+            )
+            for plane in predict_planes(predictor, folds, image, tile_step=tile_step, progress=True):
+                exporter.submit(export.add, plane)
+            exporter.submit(write, case, properties["geometry"], export)

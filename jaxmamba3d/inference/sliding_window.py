@@ -16,6 +16,8 @@ from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
 from jaxmamba3d.checks import check_positive, check_shape, check_that
+from jaxmamba3d.data.patches import cut
+from jaxmamba3d.inference.rolling_sums import RollingSums
 
 Triple = tuple[int, int, int]
 Net = Callable[[Any, jax.Array], jax.Array]
@@ -102,9 +104,6 @@ def predict_volume(
 
     logits[v] = sum_w g[v - w] net(window at w)[v - w] / sum_w g[v - w]
 
-    The sums stay on the host, so that the device holds one batch of windows however large the volume is; the
-    next batch is computed while the last is added.
-
     Args:
         predictor: see `make_window_predictor`.
         variables: the net's weights, as `net` takes them; put them on the device once, not for each volume.
@@ -119,35 +118,64 @@ def predict_volume(
         ValueError: the image is not [X, Y, Z, C], or tile_step is out of range.
     """
     check_shape("image", image, "[X, Y, Z, C]", (None,) * 4)
+    logits = np.empty((*image.shape[:3], predictor.num_classes), np.float32)
+    planes = predict_planes(predictor, [variables], image, tile_step=tile_step, progress=progress)
+    for x, plane in enumerate(planes):
+        logits[x] = plane
+    return logits
+
+
+def predict_planes(
+    predictor: WindowPredictor,
+    folds: Sequence[Any],
+    image: np.ndarray,
+    *,
+    tile_step: float = 0.5,
+    progress: bool = False,
+) -> Iterator[np.ndarray]:
+    """The mean over folds of `predict_volume`, plane by plane along X, each as soon as it is complete.
+
+    Windows advance along X; the sums over the planes that one of them covers are all that the host holds,
+    and the device one batch of windows, however large the volume is. The next batch is computed while the
+    last is added.
+
+    Args:
+        folds: variables of one net or several.
+        predictor, image, tile_step, progress: see `predict_volume`.
+
+    Yields:
+        Logits [Y, Z, K], float32, X planes.
+    """
+    check_shape("image", image, "[X, Y, Z, C]", (None,) * 4)
     patch_size, window_batch = predictor.patch_size, predictor.window_batch
     padding = _padding(image.shape[:3], patch_size)
-    inside = tuple(
-        slice(before, before + size) for (before, _), size in zip(padding, image.shape[:3], strict=True)
-    )
-    padded = np.pad(np.asarray(image, np.float32), [*padding, (0, 0)])
-    windows = [
-        tuple(slice(start, start + size) for start, size in zip(corner, patch_size, strict=True))
-        for corner in itertools.product(*window_positions(padded.shape[:3], patch_size, tile_step))
-    ]
-    batches = [windows[i : i + window_batch] for i in range(0, len(windows), window_batch)]
+    padded = [before + size + after for (before, after), size in zip(padding, image.shape[:3], strict=True)]
+    corners = list(itertools.product(*window_positions(padded, patch_size, tile_step)))
+    batches = [corners[i : i + window_batch] for i in range(0, len(corners), window_batch)]
 
     def predict_batch(batch):
         crops = np.zeros((window_batch, *patch_size, image.shape[3]), np.float32)
-        for crop, window in zip(crops, batch, strict=False):  # a last, incomplete batch keeps zeros
-            crop[...] = padded[window]
-        return batch, predictor.weighted_logits(variables, crops)
+        for crop, corner in zip(crops, batch, strict=False):  # a last, incomplete batch keeps zeros
+            inside = [start - before for start, (before, _) in zip(corner, padding, strict=True)]
+            crop[...] = cut(image, inside, patch_size, fill=0)
+        return batch, sum(predictor.weighted_logits(variables, crops) for variables in folds)
 
-    weights = gaussian_weights(patch_size)
-    weight_sum = np.zeros(padded.shape[:3], np.float32)
-    logits = np.zeros((*padded.shape[:3], predictor.num_classes), np.float32)
-    with tqdm(total=len(windows), desc="windows", leave=False, disable=not progress) as bar:
+    weights = gaussian_weights(patch_size) * np.float32(len(folds))
+    sums = RollingSums(padded, weights, predictor.num_classes)
+    (first, _), *others = padding
+    kept = slice(first, first + image.shape[0])
+    inside = tuple(slice(before, before + n) for (before, _), n in zip(others, image.shape[1:3], strict=True))
+    with tqdm(total=len(corners), desc="windows", leave=False, disable=not progress) as bar:
         for batch, weighted in _one_ahead(map(predict_batch, batches)):
-            for window, values in zip(batch, np.asarray(weighted), strict=False):
-                logits[window] += values
-                weight_sum[window] += weights
+            for corner, values in zip(batch, np.asarray(weighted), strict=False):
+                yield from (plane[inside] for x, plane in sums.planes_before(corner[0]) if _is_in(x, kept))
+                sums.add(corner, values)
             bar.update(len(batch))
-    logits /= weight_sum[..., None]
-    return logits[inside]
+    yield from (plane[inside] for x, plane in sums.planes_before(padded[0]) if _is_in(x, kept))
+
+
+def _is_in(x: int, planes: slice) -> bool:
+    return planes.start <= x < planes.stop
 
 
 def window_positions(
