@@ -7,6 +7,7 @@ from tolerances import assert_close, rounding
 
 from jaxmamba3d.data.export import export_segmentation
 from jaxmamba3d.data.plans import load_plans
+from jaxmamba3d.labels import Labels
 
 EXPORTS = (
     ("hippo", "hippocampus_001", "float32_white"),
@@ -62,6 +63,24 @@ def test_the_lower_class_wins_a_tie():
     assert set(np.unique(segmentation)) == {0, 1}
     cropped = properties["shape_after_cropping_and_before_resampling"]
     assert (segmentation == 1).sum() == np.prod(cropped)
+
+
+def test_regions_are_painted_over_each_other():
+    _, logits, properties, plans = load(*EXPORTS[-1])
+    labels = Labels({"background": (0,), "whole": (1, 2), "core": (2,)}, regions_class_order=(2, 1))
+    regions = np.full((*logits.shape[:3], 2), -200, np.float32)
+    regions[1:, ..., 0] = 1e-3
+    regions[:, 10:, :, 1] = 3
+    segmentation, probabilities = export_segmentation(
+        regions, properties, plans, labels=labels, return_probabilities=True
+    )
+    alone = export_segmentation(regions, properties, plans, labels=labels)
+    np.testing.assert_array_equal(alone, segmentation)
+    whole, core = np.moveaxis(probabilities, -1, 0)
+    np.testing.assert_array_equal(segmentation, np.where(core > 0.5, 1, np.where(whole > 0.5, 2, 0)))
+    assert set(np.unique(segmentation)) == {0, 1, 2}
+    assert probabilities.min() == 0  # outside the crop
+    np.testing.assert_allclose(probabilities.max((0, 1, 2)), 1 / (1 + np.exp([-1e-3, -3])), rtol=1e-6)
 
 
 def test_logits_of_another_shape_are_refused():

@@ -7,7 +7,7 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from small_datasets import image_and_label, write_decathlon, write_nifti
+from small_datasets import change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 from small_runs import EPOCHS, params_of, small_config
 
 from jaxmamba3d import experiment
@@ -226,15 +226,25 @@ def test_no_dataset_is_said_at_once(tmp_path):
         experiment.run_experiment(small_config(tmp_path / "nowhere", tmp_path / "run"))
 
 
-def test_voxels_to_ignore_are_no_class(tmp_path):
-    folder = write_decathlon(tmp_path / "data")
-    content = json.loads((folder / "dataset.json").read_text())
-    content["labels"] = {"0": "background", "1": "left", "2": "ignore"}
-    (folder / "dataset.json").write_text(json.dumps(content))
-    config = small_config(folder, tmp_path / "run", epochs=1)
-    scores = experiment.run_experiment(config)
-    run = open_run(config.output)
+def test_regions_and_voxels_to_ignore(tmp_path):
+    """From dataset.json to loss, sampling, prediction and scores."""
+    folder = write_nnunet(tmp_path / "data")
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    change_json(folder / "dataset.json", labels=labels, regions_class_order=[1, 2])
+    for path in (folder / "labelsTr").iterdir():
+        label = np.asarray(nibabel.load(path).dataobj).copy()
+        label[:, :, -2:] = 3
+        write_nifti(path, label)
+    scores = experiment.run_experiment(small_config(folder, tmp_path / "run", epochs=1))
+    run = open_run(tmp_path / "run")
     assert run.net.num_classes == 2
-    assert set(scores.structures) == {"left"}
+    assert set(scores.structures) == {"whole", "core"}
     header = (run.fold_folder(0) / "metrics.csv").read_text().splitlines()[0]
-    assert header.endswith("pseudo_dice left,pseudo_dice mean")
+    assert header.endswith("pseudo_dice whole,pseudo_dice core,pseudo_dice mean")
+    (prediction,) = (run.fold_folder(0) / "validation").glob("*.nii.gz")
+    assert set(np.unique(np.asarray(nibabel.load(prediction).dataobj))) <= {0, 1, 2}
+    (centres,) = (tmp_path / "run" / "work" / "3d_fullres").glob("case_0/foreground.npz")
+    with np.load(centres) as tables:
+        assert sorted(tables.files) == ["0", "1", "annotated"]
+        label = np.load(centres.with_name("label.npy"))
+        assert set(np.unique(label[tuple(tables["annotated"].T)])) == {0, 1, 2}
