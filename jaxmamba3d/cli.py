@@ -1,4 +1,8 @@
-"""The command line: argument parsing only."""
+"""The command line: argument parsing only.
+
+A command imports what it runs when it is called: jax and its company take seconds, which planning and
+preprocessing would wait for in vain.
+"""
 
 import logging
 import runpy
@@ -6,19 +10,11 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import tyro
 
-from jaxmamba3d import experiment
-from jaxmamba3d import run as runs
-from jaxmamba3d.bench import net, scan
 from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_net, paper_shapes
 from jaxmamba3d.checks import UnsupportedError, check_that
 from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS, DataConfig, ExperimentConfig, NetOptions
-from jaxmamba3d.data import find_images, load_plans, open_workspace, plan_workspace, read_description
-from jaxmamba3d.evaluation import evaluate_folders
-from jaxmamba3d.nets import read_weights
-from jaxmamba3d.training import use_all_cores
 
 Positional = tyro.conf.Positional
 Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one a core")]
@@ -42,6 +38,8 @@ def plan(
         splits: a splits_final.json to take instead of the 5-fold rule.
         memory_gb: device memory to plan for.
     """
+    from jaxmamba3d.data import plan_workspace
+
     plan_workspace(
         dataset, output, plans_file=plans, splits_file=splits, memory_gb=memory_gb, processes=processes
     )
@@ -56,6 +54,8 @@ def preprocess(
         work: the folder that `jaxmamba3d plan` made.
         configuration: which of the plans' configurations.
     """
+    from jaxmamba3d.data import open_workspace
+
     open_workspace(work).preprocess(configuration, processes=processes)
 
 
@@ -80,6 +80,10 @@ def predict(
         no_mirroring: do not average over mirrored copies, an 8th of the work, whatever the run's config says.
         probabilities: also write CASE.npz with the probabilities of all classes, [K, z, y, x].
     """
+    from jaxmamba3d import experiment
+    from jaxmamba3d import run as runs
+    from jaxmamba3d.data import find_images
+
     trained = runs.open_run(run)
     found = folds or trained.trained_folds()
     check_that(bool(found), f"run {run}", "trained for at least one fold", "no checkpoints")
@@ -111,6 +115,8 @@ def evaluate(
         output: folder of the tables; default: PREDICTIONS/scores.
         protocol: default, synapse8, synapse13, acdc or brats.
     """
+    from jaxmamba3d.evaluation import evaluate_folders
+
     output = output or predictions / "scores"
     evaluate_folders(predictions, labels, output, protocol=protocol)
     sys.stdout.write((output / "summary.md").read_text())
@@ -137,6 +143,10 @@ def import_weights(
         configuration: which of the plans' configurations.
         fold: its number in the run; several folds may be imported into one run.
     """
+    from jaxmamba3d import run as runs
+    from jaxmamba3d.data import load_plans, read_description
+    from jaxmamba3d.nets import read_weights
+
     config = ExperimentConfig(
         output=str(output),
         data=DataConfig(configuration=configuration, fold=fold),
@@ -148,6 +158,9 @@ def import_weights(
 
 def train(arguments: list[str] | None = None) -> None:
     """Run an experiment: `train CONFIG.py [--field value ...]`; `train CONFIG.py --help` lists the fields."""
+    from jaxmamba3d import experiment
+    from jaxmamba3d.training import use_all_cores
+
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0].startswith("-"):
         wish = "first the path of a config file, such as configs/quickstart.py (--help after it lists fields)"
@@ -207,6 +220,10 @@ def bench_scan(
         repeats: calls of which the median is taken.
         longest: leave out longer scans (tokens); default: 65536 on CPUs, none elsewhere.
     """
+    import jax
+
+    from jaxmamba3d.bench import scan
+
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and longest is None:
         longest = 65536
@@ -238,6 +255,8 @@ def bench_net(
         remat: recompute each Mamba block in the backward pass.
         batch_per_chip: patches.
     """
+    from jaxmamba3d.bench import net
+
     net.use_tpu_compiler()
     cases = [
         (paper_net(name, dataset, dtype=dtype, remat=remat), dataset, PLANS[dataset].patch)
@@ -274,8 +293,9 @@ def run_command(command) -> None:
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
         sys.exit(f"error: {error}")
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except RuntimeError as error:
+        # By its name, because jax is not imported where nothing needed it.
+        if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(
             "error: this does not fit into the device's memory; lower data.batch_size or data.patch_size, or "

@@ -11,7 +11,7 @@ import pytest
 from real_data import ROOT
 from small_datasets import write_decathlon
 
-from jaxmamba3d import cli
+from jaxmamba3d import cli, training
 from jaxmamba3d.nets import read_weights
 
 CONFIG = """
@@ -35,7 +35,7 @@ def command(tmp_path, monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["jaxmamba3d", *map(str, arguments)])
-        monkeypatch.setattr(cli, "use_all_cores", lambda: None)  # the tests' jax is running already
+        monkeypatch.setattr(training, "use_all_cores", lambda: None)  # the tests' jax is running already
         message = None
         try:
             cli.main()

@@ -11,11 +11,8 @@ OUTSIDE = -1
 """Label of voxels inside the box but outside the mask; it becomes background when a patch is read."""
 
 
-def crop_to_nonzero(image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, Box]:
-    """Cuts image and label to the bounding box of the nonzero voxels.
-
-    The mask holds every voxel that is nonzero in any channel, with holes filled. Inside the box, label 0
-    outside the mask becomes -1, so that a normalisation can tell body from air afterwards.
+def crop_to_nonzero(image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, Box]:
+    """Cuts image and label to the bounding box of the voxels that are nonzero in any channel.
 
     Args:
         image: [C, Z, Y, X] float32.
@@ -23,7 +20,7 @@ def crop_to_nonzero(image: np.ndarray, label: np.ndarray | None) -> tuple[np.nda
 
     Returns:
         image: [C, z, y, x], a view of the input.
-        label: [z, y, x] int16, a new array; without an input label, 0 inside the mask and -1 outside.
+        label: [z, y, x], a view of the input, or None.
         box: ((lo, hi), (lo, hi), (lo, hi)), half open, in voxels; the whole volume if all of it is zero.
 
     Raises:
@@ -34,17 +31,56 @@ def crop_to_nonzero(image: np.ndarray, label: np.ndarray | None) -> tuple[np.nda
     check_shape("image", image, "[C, Z, Y, X]", (None,) * 4)
     if label is not None:
         check_shape("label", label, "[Z, Y, X]", image.shape[1:])
-    mask = ndimage.binary_fill_holes(np.any(image != 0, axis=0))
-    box = _bounding_box(mask)
+    box = _bounding_box(_nonzero(image))
     inside = tuple(slice(low, high) for low, high in box)
-    mask = mask[inside]
-    cropped = np.zeros(mask.shape, np.int16) if label is None else label[inside].astype(np.int16)
-    cropped[(cropped == 0) & ~mask] = OUTSIDE
-    return image[:, *inside], cropped, box
+    return image[:, *inside], None if label is None else label[inside], box
+
+
+def mark_outside(image: np.ndarray, label: np.ndarray | None) -> np.ndarray:
+    """The label with -1 for background outside the body, so that a normalisation can tell body from air.
+
+    The body is every voxel that is nonzero in any channel, with holes filled.
+
+    Args:
+        image: [C, z, y, x] float32, after the crop: beyond its borders all is air.
+        label: [z, y, x], or None, which counts as background everywhere.
+
+    Returns:
+        [z, y, x] int16, a new array.
+
+    Source: nnU-Net, preprocessing/cropping/cropping.py.
+    """
+    marked = np.zeros(image.shape[1:], np.int16) if label is None else label.astype(np.int16)
+    zero = ~_nonzero(image)
+    if zero.any():
+        marked[_connected_to_border(zero) & (marked == 0)] = OUTSIDE
+    return marked
+
+
+def _nonzero(image: np.ndarray) -> np.ndarray:
+    nonzero = image[0] != 0
+    for channel in image[1:]:
+        nonzero |= channel != 0
+    return nonzero
 
 
 def _bounding_box(mask: np.ndarray) -> Box:
-    found = ndimage.find_objects(mask.astype(np.int8))
-    if not found:
-        return tuple((0, size) for size in mask.shape)
-    return tuple((side.start, side.stop) for side in found[0])
+    box = []
+    for axis in range(3):
+        occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not occupied.size:
+            return tuple((0, size) for size in mask.shape)
+        box.append((int(occupied[0]), int(occupied[-1]) + 1))
+    return tuple(box)
+
+
+def _connected_to_border(mask: np.ndarray) -> np.ndarray:
+    """The voxels of a mask from which a way over faces of its voxels leads out of the volume."""
+    # Faster than to fill holes by growing the outside voxel by voxel.
+    components, count = ndimage.label(mask)
+    reaches_border = np.zeros(count + 1, bool)
+    for axis in range(3):
+        for face in (0, -1):
+            reaches_border[components.take(face, axis)] = True
+    reaches_border[0] = False
+    return reaches_border[components]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data.cropping import crop_to_nonzero
 from jaxmamba3d.data.dataset import Case, Dataset
-from jaxmamba3d.data.nifti import read_label, read_volume
+from jaxmamba3d.data.inspection import inspect_case, raise_problems
 from jaxmamba3d.data.parallel import map_cases
 from jaxmamba3d.files import load_json, write_json
+from jaxmamba3d.labels import Labels
 
 INTENSITY_SAMPLES = int(10e7)
 """Foreground voxels that the intensity statistics of a whole dataset are taken from."""
@@ -38,20 +40,22 @@ class Fingerprint:
 
 
 def compute_fingerprint(dataset: Dataset, *, processes: int | None = None) -> Fingerprint:
-    """Reads every case once, in parallel.
+    """Reads every case once, in parallel, and checks it as `check_dataset` does.
 
     Args:
         dataset: labelled cases.
         processes: worker processes; None: one for each core.
 
     Raises:
-        ValueError: a file cannot be read, or no case has foreground.
+        ValueError: there are bad cases (all are named), or no case has foreground.
 
     Source: nnU-Net v2, experiment_planning/dataset_fingerprint/fingerprint_extractor.py.
     """
     samples = INTENSITY_SAMPLES // len(dataset.cases)
-    case_facts = functools.partial(_case_facts, samples)
-    facts = map_cases(case_facts, dataset.cases, processes=processes, description="fingerprint")
+    inspect = functools.partial(_inspect, samples, dataset.channel_names, dataset.labels)
+    found = map_cases(inspect, dataset.cases, processes=processes, description="fingerprint")
+    raise_problems(dataset, [problems for problems, _ in found])
+    facts = [case_facts for _, case_facts in found]
     spacings, shapes, relative_sizes, intensities = zip(*facts, strict=True)
     foreground = any(len(case[0]) for case in intensities)
     check_that(foreground, f"labels of {dataset.folder}", "above 0 in at least one case", "0 alone")
@@ -82,10 +86,12 @@ def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
     write_json(path, dataclasses.asdict(fingerprint))
 
 
-def _case_facts(samples: int, case: Case):
-    """Spacing, shape after the crop, relative size, and for each channel sampled foreground intensities."""
-    volume = read_volume(case.images)
-    label, _ = read_label(case.label)
+def _inspect(samples: int, channel_names: Sequence[str], labels: Labels, case: Case):
+    """Problems of a case, or its facts: spacing, shape after the crop, relative size, and for each channel
+    sampled foreground intensities."""
+    problems, volume, label = inspect_case(channel_names, labels, case)
+    if problems:
+        return problems, None
     image, label, _ = crop_to_nonzero(volume.array, label)
     foreground = label > 0
     rng = np.random.RandomState(1234)
@@ -95,7 +101,7 @@ def _case_facts(samples: int, case: Case):
         # A case without foreground adds nothing, but in float64: nnU-Net then computes the statistics in it.
         intensities.append(rng.choice(values, samples, replace=True) if len(values) else np.empty(0))
     relative_size = np.prod(image.shape[1:]) / np.prod(volume.array.shape[1:])
-    return volume.spacing, image.shape[1:], relative_size, intensities
+    return [], (volume.spacing, image.shape[1:], relative_size, intensities)
 
 
 def _statistics(values: np.ndarray) -> dict[str, float]:

@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxmamba3d.data.dataset import Case, Dataset
-from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label, read_volume
+from jaxmamba3d.data.nifti import Volume, misplacement, read_geometry, read_label, read_volume
 from jaxmamba3d.data.parallel import map_cases
 from jaxmamba3d.labels import Labels
 
@@ -23,12 +24,18 @@ def check_dataset(dataset: Dataset, *, processes: int | None = None) -> None:
             hold values that dataset.json does not declare.
     """
     inspect = functools.partial(find_problems, dataset.channel_names, dataset.labels)
-    results = map_cases(inspect, dataset.cases, processes=processes, description="check")
-    bad = [
-        f"{case.name}: {'; '.join(problems)}"
-        for case, problems in zip(dataset.cases, results, strict=True)
-        if problems
-    ]
+    raise_problems(dataset, map_cases(inspect, dataset.cases, processes=processes, description="check"))
+
+
+def raise_problems(dataset: Dataset, problems: Sequence[Sequence[str]]) -> None:
+    """Raises one ValueError that names all bad cases, if there are any.
+
+    Args:
+        dataset: whose cases were looked at.
+        problems: of each case; see `find_problems`.
+    """
+    pairs = zip(dataset.cases, problems, strict=True)
+    bad = [f"{case.name}: {'; '.join(found)}" for case, found in pairs if found]
     if bad:
         raise ValueError(
             f"{len(bad)} of {len(dataset.cases)} cases of {dataset.folder} are bad; mend or remove them:\n"
@@ -36,8 +43,26 @@ def check_dataset(dataset: Dataset, *, processes: int | None = None) -> None:
         )
 
 
+class InspectedCase(NamedTuple):
+    """A case that was read.
+
+    Args:
+        problems: what is wrong with it, each in one phrase; empty if nothing is.
+        image, label: what was read; None where that failed.
+    """
+
+    problems: list[str]
+    image: Volume | None
+    label: np.ndarray | None
+
+
 def find_problems(channel_names: Sequence[str], labels: Labels, case: Case) -> list[str]:
-    """What is wrong with a case, each in one phrase; empty if nothing is.
+    """What is wrong with a case, see `inspect_case`."""
+    return inspect_case(channel_names, labels, case).problems
+
+
+def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> InspectedCase:
+    """Reads a case and finds what is wrong with it.
 
     Args:
         channel_names: the dataset's.
@@ -70,7 +95,7 @@ def find_problems(channel_names: Sequence[str], labels: Labels, case: Case) -> l
             problems.append(f"the label {case.label} has shape {shapes[0]}, its image {shapes[1]}")
         if distance := misplacement(label_geometry, image.geometry):
             problems.append(f"the affines of label and image place voxels up to {distance:.4g} mm apart")
-    return problems
+    return InspectedCase(problems, image, label)
 
 
 def check_images(cases: Sequence[Case], channels: int) -> None:

@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
 from jaxmamba3d.checks import check_shape, check_that
@@ -20,6 +21,15 @@ from jaxmamba3d.files import replacing
 
 POSITION_TOLERANCE = 0.1
 """Voxels by which files of a case may place a voxel apart, as headers round differently."""
+
+SPACINGS_MM = (1e-3, 100.0)
+"""The smallest and the largest voxel that an image may have: what is beyond was not meant in mm."""
+
+VOXELS_AT_ONCE = 2**21
+"""Of a file, in memory beside the array that they go into."""
+
+DAMAGES = (HeaderDataError, ImageFileError, WrapStructError, EOFError, zlib.error, gzip.BadGzipFile)
+"""What nibabel and gzip raise of a file that is no whole NIfTI file."""
 
 Geometry = dict[str, Any]
 """JSON-able: affine, qform_code, sform_code, zooms, xyzt_units, shape [X, Y, Z] of the file."""
@@ -50,27 +60,34 @@ def read_volume(paths: str | Path | Sequence[str | Path]) -> Volume:
     """
     paths = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     check_that(bool(paths), "paths", "one file or several", "none")
-    channels: list[np.ndarray] = []
-    geometry: Geometry | None = None
-    for path in paths:
-        data, found = _read(path)
-        if data.ndim == 4 and len(paths) > 1:
-            raise ValueError(f"{path} must be 3D because each channel has its file, got shape {data.shape}")
-        with np.errstate(over="ignore"):  # what overflows float32 becomes infinite, and is refused below
-            data = data.astype(np.float32)
-        if not np.isfinite(data).all():
-            bad = int(data.size - np.isfinite(data).sum())
-            raise ValueError(f"{path} must hold finite float32 values, got {bad} NaN or infinite voxels")
-        geometry = geometry or found
-        if found["shape"] != geometry["shape"]:
-            raise ValueError(f"{path} must have {paths[0]}'s shape {geometry['shape']}, got {found['shape']}")
-        if distance := misplacement(found, geometry):
+    found = [read_geometry(path) for path in paths]
+    geometry, channels = found[0]
+    for path, (other, count) in zip(paths, found, strict=True):
+        if count > 1 and len(paths) > 1:
+            shape = (*other["shape"], count)
+            raise ValueError(f"{path} must be 3D because each channel has its file, got shape {shape}")
+        if other["shape"] != geometry["shape"]:
+            raise ValueError(f"{path} must have {paths[0]}'s shape {geometry['shape']}, got {other['shape']}")
+        if distance := misplacement(other, geometry):
             raise ValueError(
                 f"{path} must have {paths[0]}'s affine, got one that differs by up to {distance:.4g} mm"
             )
-        channels += [data] if data.ndim == 3 else list(np.moveaxis(data, -1, 0))
-    array = np.stack([channel.transpose(2, 1, 0) for channel in channels])
-    return Volume(np.ascontiguousarray(array), tuple(geometry["zooms"][::-1]), geometry)
+    array = np.empty((channels * len(paths), *geometry["shape"][::-1]), np.float32)
+    for path, part in zip(paths, np.split(array, len(paths)), strict=True):
+        _read_numbers(path, part)
+    return Volume(array, tuple(geometry["zooms"][::-1]), geometry)
+
+
+def _read_numbers(path: Path, array: np.ndarray) -> None:
+    """Fills [C, Z, Y, X] float32, a view, with finite values."""
+    bad = 0
+    for values, part in _read_slices(path, array):
+        with np.errstate(over="ignore"):  # what overflows float32 becomes infinite, and is refused below
+            part[...] = values
+        if values.dtype.kind == "f":
+            bad += part.size - np.count_nonzero(np.isfinite(part))
+    if bad:
+        raise ValueError(f"{path} must hold finite float32 values, got {bad} NaN or infinite voxels")
 
 
 def read_label(path: str | Path) -> tuple[np.ndarray, Geometry]:
@@ -81,15 +98,18 @@ def read_label(path: str | Path) -> tuple[np.ndarray, Geometry]:
         ValueError: it is damaged, not 3D, or holds values that are no whole numbers of int16.
     """
     path = Path(path)
-    data, geometry = _read(path)
-    if data.ndim != 3:
-        raise ValueError(f"{path} must be 3D because it holds labels, got shape {data.shape}")
-    with np.errstate(invalid="ignore"):  # NaN and what int16 cannot hold become other numbers, refused below
-        labels = data.astype(np.int16)
-    if not np.array_equal(labels, data):
-        wrong = data[~(labels == data)].flat[0]
-        raise ValueError(f"{path} must hold whole numbers from -32768 to 32767 as labels, got {wrong}")
-    return np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry
+    geometry, channels = read_geometry(path)
+    if channels > 1:
+        shape = (*geometry["shape"], channels)
+        raise ValueError(f"{path} must be 3D because it holds labels, got shape {shape}")
+    labels = np.empty(geometry["shape"][::-1], np.int16)
+    for values, part in _read_slices(path, labels):
+        with np.errstate(invalid="ignore"):  # NaN and what int16 cannot hold become other numbers
+            np.copyto(part, values, casting="unsafe")
+        if not np.array_equal(part, values):
+            wrong = values[~(part == values)].flat[0]
+            raise ValueError(f"{path} must hold whole numbers from -32768 to 32767 as labels, got {wrong}")
+    return labels, geometry
 
 
 def misplacement(found: Geometry, expected: Geometry) -> float:
@@ -131,54 +151,79 @@ def read_geometry(path: str | Path) -> tuple[Geometry, int]:
         ValueError: its header is damaged, or not of a 3D or 4D image with a position in space.
     """
     path = Path(path)
-    with _as_nifti(path):
-        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
-            content = file.read(nibabel.Nifti2Header.sizeof_hdr)
-        kind = _kind(content)
-        header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)
-        return _geometry(path, header), header.get_data_shape()[3] if header["dim"][0] > 3 else 1
+    with _as_nifti(path) as file:
+        header = _header(file, check=False)
+        geometry = _geometry(path, header)
+        return geometry, header.get_data_shape()[3] if header["dim"][0] > 3 else 1
 
 
 @contextlib.contextmanager
-def _as_nifti(path: Path) -> Iterator[None]:
-    """Turns what nibabel and gzip raise into one sentence about the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} must be a whole NIfTI file, got an empty file; copy the original again")
+def _as_nifti(path: Path) -> Iterator[BinaryIO]:
+    """The open file, decompressed; turns what nibabel and gzip raise into one sentence about it."""
     try:
-        yield
-    except (HeaderDataError, ImageFileError, WrapStructError, EOFError, zlib.error, OSError) as error:
+        if not path.stat().st_size:
+            raise ValueError(f"{path} must be a whole NIfTI file, got an empty file; copy the original again")
+        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
+            yield file
+    except (
+        HeaderDataError,
+        ImageFileError,
+        WrapStructError,
+        EOFError,
+        zlib.error,
+        gzip.BadGzipFile,
+    ) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path} must be a whole NIfTI file, got {reason!r}; copy or convert the original again"
         ) from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
+    except OSError as error:
+        wish = "see to its permissions and its disk"
+        raise ValueError(f"{path} must be a file that can be read, got {error.strerror!r}; {wish}") from error
 
 
-def _kind(content: bytes) -> type[nibabel.Nifti1Image]:
+def _header(file: BinaryIO, *, check: bool) -> nibabel.Nifti1Header:
+    """The header at the start of an open file; a check mends or refuses what is wrong with it."""
+    content = file.read(nibabel.Nifti2Header.sizeof_hdr)
+    kind = nibabel.Nifti1Header
     if content[4:8] == b"n+2\0":
-        return nibabel.Nifti2Image
-    if content[344:348] != b"n+1\0":
+        kind = nibabel.Nifti2Header
+    elif content[344:348] != b"n+1\0":
         raise ImageFileError(f"{content[344:348]!r} in place of NIfTI's magic")
-    return nibabel.Nifti1Image
+    return kind(content[: kind.sizeof_hdr], check=check)
 
 
-def _read(path: Path) -> tuple[np.ndarray, Geometry]:
-    """Data in the file's axis order, and its geometry."""
-    with _as_nifti(path):
-        content = path.read_bytes()
-        if path.name.endswith(".gz"):
-            # All at once, because nibabel stops before the checksum.
-            content = gzip.decompress(content)
-        kind = _kind(content)
-        # nibabel mends a spacing that is not positive; what the file says is seen before.
-        geometry = _geometry(path, kind.header_class(content[: kind.header_class.sizeof_hdr], check=False))
-        data = np.asarray(kind.from_bytes(content).dataobj)
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    if data.dtype.kind not in "buif":
-        raise ValueError(f"{path} must hold real numbers, got {data.dtype}")
-    return data, geometry
+def _read_slices(path: Path, array: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A file's values as the header scales them, a few slices at a time, and their place in the array.
+
+    Args:
+        path: a file whose `read_geometry` gave the array's shape.
+        array: [Z, Y, X] or [C, Z, Y, X], contiguous.
+
+    Yields:
+        values: [n, Y, X], of the file's dtype, or float64 where it is scaled, as nibabel computes it.
+        part: [n, Y, X], a view of the array.
+    """
+    slices = array.reshape(-1, *array.shape[-2:])
+    step = max(1, VOXELS_AT_ONCE // slices[0].size)
+    with _as_nifti(path) as file:
+        header = _header(file, check=True)
+        dtype, (slope, intercept) = header.get_data_dtype(), header.get_slope_inter()
+        if dtype.kind not in "buif":
+            raise ValueError(f"{path} must hold real numbers, got {dtype}")
+        file.seek(header.get_data_offset())
+        wanted, done = slices.size * dtype.itemsize, 0
+        for start in range(0, len(slices), step):
+            part = slices[start : start + step]
+            stored = np.empty(part.shape, dtype)
+            done += file.readinto(stored.reshape(-1).view(np.uint8))
+            if done < min(wanted, (start + step) * slices[0].size * dtype.itemsize):
+                raise ImageFileError(f"Expected {wanted} bytes, got {done} bytes")
+            yield apply_read_scaling(stored, slope, intercept), part
+        while file.read(VOXELS_AT_ONCE):
+            pass  # gzip's checksum comes last
 
 
 def _geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
@@ -198,7 +243,7 @@ def _geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
         "qform": header.get_qform(coded=False).tolist(),
         "qform_code": int(header["qform_code"]),
         "sform_code": int(header["sform_code"]),
-        "xyzt_units": list(header.get_xyzt_units()),
+        "xyzt_units": list(_units(header)),
     }
 
 
@@ -206,3 +251,19 @@ def _check_spacing(path: Path, header: nibabel.Nifti1Header) -> None:
     spacing = header["pixdim"][1 : 1 + min(int(header["dim"][0]), 3)].tolist()
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
         raise ValueError(f"{path} must have a spacing above 0 mm along each axis, got {spacing}")
+    low, high = SPACINGS_MM
+    if min(spacing) < low * (1 - 1e-6) or max(spacing) > high:
+        wish = f"must have a spacing from {low:g} to {high:g} mm along each axis"
+        raise ValueError(f"{path} {wish}, got {spacing}; mend the header's pixdim and affine")
+    unit = _units(header)[0]
+    if unit not in ("mm", "unknown"):
+        wish = "convert the header's pixdim, affine and xyzt_units"
+        raise ValueError(f"{path} must give its spacing in mm, got {unit}s; {wish}")
+
+
+def _units(header: nibabel.Nifti1Header) -> tuple[str, str]:
+    """Of space and time; codes that NIfTI does not know say as little as none."""
+    try:
+        return header.get_xyzt_units()
+    except KeyError:
+        return "unknown", "unknown"

@@ -15,6 +15,7 @@ def normalize(
     *,
     mask: np.ndarray | None = None,
     intensities: Mapping[str, float] | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """One image channel, normalised by a scheme of the plans.
 
@@ -31,9 +32,10 @@ def normalize(
         scheme: a name of the table.
         mask: [Z, Y, X] bool; read by ZScoreNormalization alone, None: everywhere.
         intensities: the plans' intensity properties of this channel; read by CTNormalization alone.
+        out: [Z, Y, X] float32 that the result is written to, may be the channel itself; None: a new array.
 
     Returns:
-        [Z, Y, X] float32.
+        [Z, Y, X] float32, `out` where that is given.
 
     Raises:
         ValueError: an unknown scheme, CT without intensities, or RGB values outside 0..255.
@@ -43,40 +45,49 @@ def normalize(
     Source: nnU-Net, preprocessing/normalization/default_normalization_schemes.py.
     """
     check_choice("normalization scheme", scheme, SCHEMES)
-    return SCHEMES[scheme](channel, mask, intensities)
+    out = np.empty_like(channel) if out is None else out
+    SCHEMES[scheme](channel, mask, intensities, out)
+    return out
 
 
-def _z_score(channel, mask, intensities):
+def _z_score(channel, mask, intensities, out):
     if mask is None:
-        return _standardize(channel)
-    normalized = channel.copy()
-    normalized[mask] = _standardize(channel[mask])
-    return normalized
+        _standardize(channel, out)
+        return
+    inside = channel[mask]
+    if out is not channel:
+        np.copyto(out, channel)
+    _standardize(inside, inside)
+    out[mask] = inside
 
 
-def _standardize(values):
-    return (values - values.mean()) / max(values.std(), EPSILON)
+def _standardize(values, out):
+    mean, deviation = values.mean(), values.std()
+    np.subtract(values, mean, out=out)
+    out /= max(deviation, EPSILON)
 
 
-def _ct(channel, mask, intensities):
+def _ct(channel, mask, intensities, out):
     check_that(intensities is not None, "intensities", "the plans' intensity properties for CT", None)
-    clipped = np.clip(channel, intensities["percentile_00_5"], intensities["percentile_99_5"])
-    return (clipped - intensities["mean"]) / max(intensities["std"], EPSILON)
+    np.clip(channel, intensities["percentile_00_5"], intensities["percentile_99_5"], out=out)
+    out -= intensities["mean"]
+    out /= max(intensities["std"], EPSILON)
 
 
-def _unchanged(channel, mask, intensities):
-    return channel
+def _unchanged(channel, mask, intensities, out):
+    if out is not channel:
+        np.copyto(out, channel)
 
 
-def _rescale_to_01(channel, mask, intensities):
-    shifted = channel - channel.min()
-    return shifted / max(shifted.max(), EPSILON)
+def _rescale_to_01(channel, mask, intensities, out):
+    np.subtract(channel, channel.min(), out=out)
+    out /= max(out.max(), EPSILON)
 
 
-def _rgb_to_01(channel, mask, intensities):
+def _rgb_to_01(channel, mask, intensities, out):
     low, high = channel.min(), channel.max()
     check_that(low >= 0 and high <= 255, "an RGB channel", "from 0 to 255", f"{low} to {high}")
-    return channel / 255
+    np.divide(channel, 255, out=out)
 
 
 SCHEMES = {

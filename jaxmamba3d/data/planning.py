@@ -56,7 +56,8 @@ def plan_dataset(
     check_positive("memory_gb", memory_gb)
     if not isinstance(dataset, Dataset):
         dataset = read_dataset(dataset)
-        check_dataset(dataset, processes=processes)
+        if fingerprint is not None:
+            check_dataset(dataset, processes=processes)
     if fingerprint is None:
         fingerprint = compute_fingerprint(dataset, processes=processes)
     spacings, shapes = np.array(fingerprint.spacings), np.array(fingerprint.shapes_after_crop)

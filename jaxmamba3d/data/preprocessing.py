@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.case_files import Centres, write_case
-from jaxmamba3d.data.cropping import crop_to_nonzero
+from jaxmamba3d.data.cropping import crop_to_nonzero, mark_outside
 from jaxmamba3d.data.dataset import Case, Dataset
 from jaxmamba3d.data.nifti import read_label, read_volume
 from jaxmamba3d.data.normalization import normalize
@@ -94,11 +94,13 @@ def preprocess_case(
     found = f"{shape} from a spacing of {tuple(spacing)} mm"
     check_that(min(shape) > 0, f"the image {image_files[0]}", wish, found)
     axis = separate_axis(spacing, settings.spacing)
+    if label is not None or any(settings.use_mask_for_norm):
+        label = mark_outside(image, label)
 
     preprocessed = np.empty((*shape, channels), np.float32)
     for channel, values in enumerate(image):
-        normalized = _normalize(values, label, channel, settings, plans)
-        preprocessed[..., channel] = resample_image(normalized, shape, axis, order=IMAGE_ORDER)
+        _normalize(values, label, channel, settings, plans)
+        preprocessed[..., channel] = resample_image(values, shape, axis, order=IMAGE_ORDER)
     if label_file is not None:
         label = np.ascontiguousarray(resample_label(label, shape, axis))
     properties = {
@@ -112,13 +114,15 @@ def preprocess_case(
 
 
 def _normalize(
-    values: np.ndarray, label: np.ndarray, channel: int, settings: Configuration, plans: Plans
-) -> np.ndarray:
-    return normalize(
+    values: np.ndarray, label: np.ndarray | None, channel: int, settings: Configuration, plans: Plans
+) -> None:
+    """In place, for a channel may be larger than what else fits into memory."""
+    normalize(
         values,
         settings.normalization_schemes[channel],
         mask=label >= 0 if settings.use_mask_for_norm[channel] else None,
         intensities=plans.intensity_properties.get(str(channel)),
+        out=values,
     )
 
 

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
+from jaxmamba3d.data.voting import vote
+
 ANISOTROPY_THRESHOLD = 3
-IMAGE_ORDER, LOGITS_ORDER, LABEL_ORDER = 3, 1, 1
+IMAGE_ORDER, LOGITS_ORDER = 3, 1
 
 
 def resampled_shape(
@@ -70,7 +72,7 @@ def resample_label(volume: np.ndarray, shape: Sequence[int], axis: int | None) -
     Returns:
         an array of the new shape in the volume's dtype; the volume itself if it has that shape already.
     """
-    return _resample(volume, tuple(shape), axis, _vote)
+    return _resample(volume, tuple(shape), axis, vote)
 
 
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -79,10 +81,9 @@ Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 def _resample(volume: np.ndarray, shape: tuple[int, ...], axis: int | None, resize: Resize) -> np.ndarray:
     if volume.shape == shape:
         return volume
-    resampled = np.empty(shape, volume.dtype)
     if axis is None:
-        resampled[...] = resize(volume, shape)
-        return resampled
+        return resize(volume, shape).astype(volume.dtype, copy=False)
+    resampled = np.empty(shape, volume.dtype)
     slices, new_slices = np.moveaxis(volume, axis, 0), np.moveaxis(resampled, axis, 0)
     source = nearest_slices(len(slices), len(new_slices))
     for index in np.unique(source):
@@ -97,23 +98,12 @@ def nearest_slices(count: int, new_count: int) -> np.ndarray:
 
 
 def _zoom(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
-    array = array.astype(np.float64)
+    # scipy computes in float64 whatever it reads and writes. float16, which it does not know, goes through
+    # float64, for to float32 first would be to round twice.
+    known = array.dtype in (np.float32, np.float64)
+    zoomed = np.empty(shape, array.dtype if known else np.float64)
     # The reciprocal of a quotient, not the quotient: skimage's rounding.
     factors = [1 / (old / new) for old, new in zip(array.shape, shape, strict=True)]
-    zoomed = ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+    source = array if known else array.astype(np.float64)
+    ndimage.zoom(source, factors, output=zoomed, order=order, mode="nearest", grid_mode=True)
     return np.clip(zoomed, array.min(), array.max(), out=zoomed)
-
-
-def _vote(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    smallest, *others = np.unique(array)
-    winner = np.full(shape, smallest, array.dtype)
-    if not others:
-        return winner
-    nearest = _zoom(array, shape, order=0)
-    most = _zoom(array == smallest, shape, LABEL_ORDER)
-    for label in others:
-        votes = _zoom(array == label, shape, LABEL_ORDER)
-        wins = (votes > most) | ((votes == most) & (nearest == label))
-        winner[wins] = label
-        most[wins] = votes[wins]
-    return winner

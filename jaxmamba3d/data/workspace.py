@@ -110,8 +110,9 @@ def plan_workspace(
     plans = None if plans_file is None else load_plans(plans_file)
     if plans is not None:
         _check_channels(plans, dataset, plans_file)
-    check_dataset(dataset, processes=processes)
-    if plans is None:
+    if plans is not None:
+        check_dataset(dataset, processes=processes)
+    else:
         fingerprint = compute_fingerprint(dataset, processes=processes)
         plans = plan_dataset(dataset, memory_gb=memory_gb, fingerprint=fingerprint)
         folder.mkdir(parents=True, exist_ok=True)

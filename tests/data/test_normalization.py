@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tolerances import assert_close, rounding
 
-from jaxmamba3d.data.normalization import normalize
+from jaxmamba3d.data.normalization import SCHEMES, normalize
 
 CT = {"mean": 40.0, "std": 25.0, "percentile_00_5": -10.0, "percentile_99_5": 90.0}
 
@@ -65,14 +65,21 @@ def test_rgb_to_01(channel):
         normalize(colours - 300, "RGBTo01Normalization")
 
 
-@pytest.mark.parametrize(
-    "scheme", ["ZScoreNormalization", "CTNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"]
-)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_input_is_not_written_to(channel, scheme):
     channel = np.clip(channel, 0, 255)
     before = channel.copy()
     normalize(channel, scheme, mask=channel > 20, intensities=CT)
     np.testing.assert_array_equal(channel, before)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_in_place_is_the_same(channel, scheme):
+    channel = np.clip(channel, 0, 255)
+    mask = channel > 20
+    expected = normalize(channel, scheme, mask=mask, intensities=CT)
+    assert normalize(channel, scheme, mask=mask, intensities=CT, out=channel) is channel
+    np.testing.assert_array_equal(channel, expected)
 
 
 def test_bad_arguments(channel):

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from jaxmamba3d.data.resampling import (
     IMAGE_ORDER,
@@ -11,6 +14,7 @@ from jaxmamba3d.data.resampling import (
     resampled_shape,
     separate_axis,
 )
+from jaxmamba3d.data.voting import vote
 
 
 @pytest.mark.parametrize(
@@ -116,3 +120,41 @@ def test_a_tie_without_the_nearest_neighbour_goes_to_the_smallest():
     """The mean of eight voxels: 5 and 6 three times each, the nearest neighbour's label 9 only twice."""
     label = np.array([[[5, 5], [5, 6]], [[6, 6], [9, 9]]], np.int16)
     assert resample_label(label, (1, 1, 1), None).item() == 5
+
+
+def zoomed(array, shape, order):
+    factors = [1 / (old / new) for old, new in zip(array.shape, shape, strict=True)]
+    return ndimage.zoom(array.astype(np.float64), factors, order=order, mode="nearest", grid_mode=True)
+
+
+SIZES = st.integers(1, 12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(SIZES, SIZES), min_size=2, max_size=3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+def test_votes_are_those_of_every_label_on_the_whole_volume(seed, sizes, labels, blocks):
+    """The definition: zoom each indicator, go over the labels upwards, a tie goes to the nearest one's."""
+    shape, new_shape = zip(*sizes, strict=True)
+    label = np.random.default_rng(seed).integers(-1, labels, shape).astype(np.int16)
+    label = np.repeat(label, blocks, axis=0)[: shape[0]]
+    nearest = zoomed(label, new_shape, 0) if shape != new_shape else label
+    winner, most = np.full(new_shape, label.min()), zoomed(label == label.min(), new_shape, 1)
+    for value in np.unique(label)[1:]:
+        votes = zoomed(label == value, new_shape, 1)
+        wins = (votes > most) | ((votes == most) & (nearest == value))
+        winner[wins], most[wins] = value, votes[wins]
+    np.testing.assert_array_equal(vote(label, new_shape), winner)
+
+
+@pytest.mark.parametrize("order", [LOGITS_ORDER, IMAGE_ORDER])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numbers_are_rounded_once(order, dtype):
+    volume = np.random.default_rng(0).normal(0, 100, (9, 8, 7)).astype(dtype)
+    expected = zoomed(volume, (7, 13, 10), order)
+    expected = np.clip(expected, volume.min(), volume.max()).astype(dtype)
+    np.testing.assert_array_equal(resample_image(volume, expected.shape, None, order=order), expected)
