@@ -2,6 +2,11 @@
 
 from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance, surface_distances
+from jaxmamba3d.evaluation.postprocessing import (
+    Postprocessing,
+    apply_postprocessing,
+    choose_postprocessing,
+)
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.report import Evaluation, Statistic, evaluate_folders, evaluate_pairs
 from jaxmamba3d.evaluation.scoring import Score, score_case
@@ -12,9 +17,12 @@ __all__ = [
     "Evaluation",
     "OverlayCase",
     "Pair",
+    "Postprocessing",
     "Protocol",
     "Score",
     "Statistic",
+    "apply_postprocessing",
+    "choose_postprocessing",
     "dataset_protocol",
     "dice",
     "evaluate_folders",

@@ -3,17 +3,16 @@
 import csv
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxmamba3d.checks import check_choice, check_positive
+from jaxmamba3d.checks import check_choice
 from jaxmamba3d.data import read_labels
+from jaxmamba3d.evaluation.parallel import map_in_threads
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import (
@@ -23,8 +22,7 @@ from jaxmamba3d.evaluation.segmentations import (
     raise_problems,
     read_segmentation,
 )
-from jaxmamba3d.files import check_writable, write_text
-from jaxmamba3d.machine import core_count
+from jaxmamba3d.files import check_writable, without_nan, write_json, write_text
 
 METRICS = ("dice", "hd95_mm", "hd95_voxels", "nsd")
 
@@ -87,9 +85,7 @@ def evaluate_folders(
         protocol: a `Protocol`, the name of a published one (see `PROTOCOLS`), or "default": every foreground
             label that the dataset.json beside `labels_dir` declares; without one, that the labels hold.
         cases: names of the cases to score, such as one fold's; None: all of both folders.
-        threads: cases scored at once; the work is done outside Python's lock. None: one a processor, at
-            most 8, because every case in work holds its volumes in memory.
-        progress: show a progress bar.
+        threads, progress: see `map_in_threads`.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -125,8 +121,6 @@ def evaluate_pairs(
         ValueError: files differ in shape or geometry, cannot be read or hold undeclared labels; the message
             names them all, and nothing is written.
     """
-    if threads is not None:
-        check_positive("threads", threads)
     check_writable(output_dir, "output")
     check_pairs(pairs)
 
@@ -136,9 +130,9 @@ def evaluate_pairs(
         except ValueError as error:
             return f"{pair.case}: {error}"
 
-    with ThreadPoolExecutor(threads or min(8, core_count())) as pool:
-        results = pool.map(score_or_problem, pairs)
-        outcomes = list(tqdm(results, total=len(pairs), desc="scoring", unit="case", disable=not progress))
+    outcomes = map_in_threads(
+        score_or_problem, pairs, description="scoring", threads=threads, progress=progress
+    )
     raise_problems([outcome for outcome in outcomes if isinstance(outcome, str)], len(pairs))
     evaluation = summarize([score for outcome in outcomes for score in outcome], protocol)
     _write(evaluation, Path(output_dir))
@@ -184,12 +178,9 @@ def _statistic(values: list[float]) -> Statistic:
 
 def _write(evaluation: Evaluation, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("scores.csv", _csv(evaluation)),
-        ("summary.json", _json(evaluation)),
-        ("summary.md", _markdown(evaluation)),
-    ):
-        write_text(folder / name, text)
+    write_text(folder / "scores.csv", _csv(evaluation))
+    write_json(folder / "summary.json", without_nan(dataclasses.asdict(evaluation)))
+    write_text(folder / "summary.md", _markdown(evaluation))
 
 
 def _csv(evaluation: Evaluation) -> str:
@@ -201,19 +192,6 @@ def _csv(evaluation: Evaluation) -> str:
         values = dataclasses.asdict(score)
         rows.writerow({name: "" if value != value else value for name, value in values.items()})
     return text.getvalue()
-
-
-def _json(evaluation: Evaluation) -> str:
-    """NaN, which JSON does not know, as null."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(entry) for entry in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(plain(dataclasses.asdict(evaluation)), indent=2, allow_nan=False) + "\n"
 
 
 def _markdown(evaluation: Evaluation) -> str:
