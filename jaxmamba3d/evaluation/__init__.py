@@ -6,11 +6,14 @@ from jaxmamba3d.evaluation.postprocessing import (
     Postprocessing,
     apply_postprocessing,
     choose_postprocessing,
+    write_postprocessed,
 )
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
-from jaxmamba3d.evaluation.report import Evaluation, Statistic, evaluate_folders, evaluate_pairs
+from jaxmamba3d.evaluation.report import evaluate_folders, evaluate_pairs
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import Pair
+from jaxmamba3d.evaluation.summary import Evaluation, Statistic
+from jaxmamba3d.evaluation.summary_files import read_evaluation
 
 __all__ = [
     "PROTOCOLS",
@@ -31,6 +34,8 @@ __all__ = [
     "hausdorff95",
     "normalized_surface_distance",
     "overlay_figure",
+    "read_evaluation",
     "score_case",
     "surface_distances",
+    "write_postprocessed",
 ]

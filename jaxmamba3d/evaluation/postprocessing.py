@@ -7,12 +7,16 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmamba3d.checks import check_that
+from jaxmamba3d.data import read_label, write_segmentation
+from jaxmamba3d.data.dataset import ENDINGS
 from jaxmamba3d.evaluation.components import keep_largest
+from jaxmamba3d.evaluation.parallel import map_in_threads
 from jaxmamba3d.evaluation.removal_effects import Effects, effects_of, mean_dice
 from jaxmamba3d.evaluation.segmentations import Pair, check_pairs
 from jaxmamba3d.files import without_nan
@@ -94,6 +98,25 @@ def apply_postprocessing(segmentation: np.ndarray, decision: Postprocessing) -> 
         [X, Y, Z] of the same dtype; the argument is left as it is.
     """
     return keep_largest(segmentation, decision.steps)
+
+
+def write_postprocessed(
+    pairs: Sequence[Pair], decision: Postprocessing, folder: Path, *, progress: bool = True
+) -> list[Pair]:
+    """Writes each prediction post-processed as FOLDER/CASE.nii.gz.
+
+    Returns:
+        The new predictions with their references.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(pair: Pair) -> Pair:
+        segmentation, geometry = read_label(pair.prediction)
+        path = folder / f"{pair.case}{ENDINGS[0]}"
+        write_segmentation(path, apply_postprocessing(segmentation, decision), geometry)
+        return dataclasses.replace(pair, prediction=path)
+
+    return map_in_threads(write, pairs, description="removing components", progress=progress)
 
 
 def choose_postprocessing(

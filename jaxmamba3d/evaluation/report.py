@@ -1,13 +1,8 @@
 """Scores of a folder of predictions: every case and structure, their summary, and the files of both."""
 
-import csv
-import dataclasses
-import io
-import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from jaxmamba3d.checks import check_choice
@@ -22,46 +17,9 @@ from jaxmamba3d.evaluation.segmentations import (
     raise_problems,
     read_segmentation,
 )
-from jaxmamba3d.files import check_writable, without_nan, write_json, write_text
-
-METRICS = ("dice", "hd95_mm", "hd95_voxels", "nsd")
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """A metric of one structure over the cases.
-
-    Args:
-        mean: mean of the cases that have a value; NaN without any.
-        sd: their standard deviation (n - 1); NaN for fewer than two.
-        cases: how many have a value.
-    """
-
-    mean: float
-    sd: float
-    cases: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate_folders` found.
-
-    Args:
-        protocol: how the cases were scored.
-        scores: one entry a case and structure, sorted by case.
-        structures: structure -> metric (dice, hd95_mm, hd95_voxels, nsd) -> its statistic over the cases.
-        mean: metric -> mean over the structures' means.
-    """
-
-    protocol: Protocol
-    scores: tuple[Score, ...]
-    structures: dict[str, dict[str, Statistic]]
-    mean: dict[str, float]
-
-    @property
-    def cases(self) -> tuple[str, ...]:
-        """The scored cases' names, sorted."""
-        return tuple(dict.fromkeys(score.case for score in self.scores))
+from jaxmamba3d.evaluation.summary import Evaluation, summarize
+from jaxmamba3d.evaluation.summary_files import write_evaluation
+from jaxmamba3d.files import check_writable
 
 
 def evaluate_folders(
@@ -76,7 +34,8 @@ def evaluate_folders(
 ) -> Evaluation:
     """Scores every `CASE.nii.gz` or `CASE.nii` of a folder of predictions against that of a folder of labels.
 
-    Writes `scores.csv` (one row a case and structure), `summary.json` and `summary.md` to `output_dir`.
+    Writes `scores.csv` (one row a case and structure), `summary.json`, `summary.md` and `summary.tex` to
+    `output_dir`.
 
     Args:
         predictions_dir: folder of predicted segmentations.
@@ -135,24 +94,8 @@ def evaluate_pairs(
     )
     raise_problems([outcome for outcome in outcomes if isinstance(outcome, str)], len(pairs))
     evaluation = summarize([score for outcome in outcomes for score in outcome], protocol)
-    _write(evaluation, Path(output_dir))
+    write_evaluation(evaluation, Path(output_dir))
     return evaluation
-
-
-def summarize(scores: Iterable[Score], protocol: Protocol) -> Evaluation:
-    """Statistics over the cases for each structure, and their mean over the structures, NaN left out."""
-    scores = tuple(scores)
-    structures = {
-        structure: {
-            metric: _statistic([getattr(score, metric) for score in scores if score.structure == structure])
-            for metric in METRICS
-        }
-        for structure in protocol.classes
-    }
-    mean = {
-        metric: _statistic([stats[metric].mean for stats in structures.values()]).mean for metric in METRICS
-    }
-    return Evaluation(protocol, scores, structures, mean)
 
 
 def _default_protocol(labels_dir: Path, pairs: list[Pair], progress: bool) -> Protocol:
@@ -164,66 +107,3 @@ def _default_protocol(labels_dir: Path, pairs: list[Pair], progress: bool) -> Pr
     if not found:
         raise ValueError(f"{labels_dir}: no foreground in any label, and no {dataset_json}; name a protocol")
     return Protocol("default", {f"label {label}": (label,) for label in found})
-
-
-def _statistic(values: list[float]) -> Statistic:
-    present = np.array([value for value in values if not math.isnan(value)])
-    count = len(present)
-    return Statistic(
-        mean=float(present.mean()) if count else math.nan,
-        sd=float(present.std(ddof=1)) if count > 1 else math.nan,
-        cases=count,
-    )
-
-
-def _write(evaluation: Evaluation, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "scores.csv", _csv(evaluation))
-    write_json(folder / "summary.json", without_nan(dataclasses.asdict(evaluation)))
-    write_text(folder / "summary.md", _markdown(evaluation))
-
-
-def _csv(evaluation: Evaluation) -> str:
-    text = io.StringIO()
-    fields = [field.name for field in dataclasses.fields(Score)]
-    rows = csv.DictWriter(text, fields, lineterminator="\n")
-    rows.writeheader()
-    for score in evaluation.scores:
-        values = dataclasses.asdict(score)
-        rows.writerow({name: "" if value != value else value for name, value in values.items()})
-    return text.getvalue()
-
-
-def _markdown(evaluation: Evaluation) -> str:
-    protocol = evaluation.protocol
-    units = sorted(("mm", "voxels"), key=lambda unit: unit != protocol.hd95_unit)
-    columns = {"dice": "Dice"}
-    columns |= {f"hd95_{unit}": f"HD95 ({unit})" for unit in units}
-    columns |= {"nsd": f"NSD at {protocol.nsd_tolerance_mm:g} mm"}
-    digits = {"dice": 4, "nsd": 4, "hd95_mm": 2, "hd95_voxels": 2}
-
-    def cell(metric: str, mean: float, sd: float = math.nan) -> str:
-        numbers = [f"{value:.{digits[metric]}f}" for value in (mean, sd) if not math.isnan(value)]
-        return " ± ".join(numbers) or "-"
-
-    def row(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cells) + " |\n"
-
-    text = f"# Scores: protocol {protocol.name}, {len(evaluation.cases)} cases\n\n"
-    text += row(["structure", *columns.values(), "cases"]) + row(["---", *["---:"] * (len(columns) + 1)])
-    for structure, stats in evaluation.structures.items():
-        cells = [cell(metric, stats[metric].mean, stats[metric].sd) for metric in columns]
-        text += row([structure, *cells, str(stats["dice"].cases)])
-    text += row(["**mean**", *(cell(metric, evaluation.mean[metric]) for metric in columns), ""])
-    return text + (
-        "\nMean ± standard deviation over the cases; the last row is the mean over the structures. "
-        f"A structure in neither segmentation: Dice {_words(protocol.dice_both_absent)}, "
-        f"HD95 {_words(protocol.hd95_both_absent)}. "
-        f"In only one: Dice 0, HD95 {_words(protocol.hd95_one_absent)}.\n"
-    )
-
-
-def _words(convention: float | str) -> str:
-    if isinstance(convention, str):
-        return f"the image's {convention}"
-    return "left out" if math.isnan(convention) else f"{convention:g}"
