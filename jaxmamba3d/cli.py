@@ -68,6 +68,7 @@ def predict(
     checkpoint: Literal["latest", "best"] = "latest",
     no_mirroring: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    no_postprocessing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Segment all images of a folder; a call that was interrupted goes on where it stopped.
 
@@ -79,6 +80,7 @@ def predict(
         checkpoint: latest or best.
         no_mirroring: do not average over mirrored copies, an 8th of the work, whatever the run's config says.
         probabilities: also write CASE.npz with the probabilities of all classes, [K, z, y, x].
+        no_postprocessing: keep all components, whatever raised Dice on the run's validation cases.
     """
     from jaxmamba3d import experiment
     from jaxmamba3d import run as runs
@@ -97,6 +99,7 @@ def predict(
         checkpoint=checkpoint,
         mirroring=mirroring,
         probabilities=probabilities,
+        postprocessing=None if no_postprocessing else trained.postprocessing(),
     )
 
 

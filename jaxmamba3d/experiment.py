@@ -1,7 +1,9 @@
 """An experiment from its data to its scores: prepare, train, validate."""
 
 import dataclasses
+import functools
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +26,18 @@ from jaxmamba3d.evaluation import (
     Evaluation,
     OverlayCase,
     Pair,
+    Postprocessing,
+    Protocol,
+    apply_postprocessing,
+    choose_postprocessing,
     dataset_protocol,
     evaluate_pairs,
     overlay_figure,
+    write_postprocessed,
 )
-from jaxmamba3d.files import check_writable
+from jaxmamba3d.files import check_writable, write_json
 from jaxmamba3d.inference import make_net_predictor, predict_cases
-from jaxmamba3d.run import Run, start_run
+from jaxmamba3d.run import POSTPROCESSING, Run, start_run
 from jaxmamba3d.training import make_optimizer, restore_params, train_fold
 
 logger = logging.getLogger(__name__)
@@ -123,6 +130,7 @@ def predict(
     checkpoint: str = "latest",
     mirroring: bool | None = None,
     probabilities: bool = False,
+    postprocessing: Postprocessing | None = None,
 ) -> None:
     """Segments cases with the mean logits of trained folds, going on where an earlier call stopped; see
     `predict_cases`.
@@ -135,6 +143,7 @@ def predict(
         checkpoint: latest | best.
         mirroring: average over mirrored copies; None: as the config says.
         probabilities: also write CASE.npz with the probabilities of all classes.
+        postprocessing: which structures keep only their largest component, as `run.postprocessing()` has it.
     """
     check_choice("checkpoint", checkpoint, ("latest", "best"))
     check_images(cases, run.net.in_channels)
@@ -155,6 +164,10 @@ def predict(
         mirror_axes=mirror_axes,
         window_batch=config.predict.window_batch,
     )
+    steps = postprocessing.steps if postprocessing else ()
+    if steps:
+        names = ", ".join(trial.structure for trial in postprocessing.trials if trial.kept)
+        logger.info("post-processing: only the largest component is kept of %s", names)
     predict_cases(
         predictor,
         weights,
@@ -165,19 +178,26 @@ def predict(
         configuration=config.data.configuration,
         tile_step=config.predict.tile_step,
         probabilities=probabilities,
-        settings={"net": dataclasses.asdict(run.net), "mirror_axes": mirror_axes},
+        postprocess=functools.partial(apply_postprocessing, decision=postprocessing) if steps else None,
+        settings={
+            "net": dataclasses.asdict(run.net),
+            "mirror_axes": mirror_axes,
+            "postprocessing": steps,
+        },
     )
 
 
 def validate(run: Run, workspace: Workspace) -> Evaluation:
-    """Predicts the fold's validation cases, scores them and draws overlays."""
+    """Predicts the fold's validation cases, scores them, draws overlays and decides on post-processing.
+
+    The scores are those of the predictions as they are; those of the post-processed ones lie beside them.
+    """
     fold = run.config.data.fold
     folder = run.fold_folder(fold)
-    names = set(workspace.split(fold)["val"])
-    cases = [case for case in workspace.dataset.cases if case.name in names]
+    cases = _validation_cases(workspace, fold)
     predict(run, cases, folder / "validation", folds=[fold])
     protocol = dataset_protocol(run.labels)
-    pairs = [Pair(case.name, _prediction_file(folder / "validation", case), case.label) for case in cases]
+    pairs = _validation_pairs(run, workspace, fold)
     scores = evaluate_pairs(pairs, folder / "scores", protocol=protocol)
     overlays = [
         _overlay(case, folder / "validation", protocol.ignore_label) for case in cases[:OVERLAY_CASES]
@@ -187,7 +207,43 @@ def validate(run: Run, workspace: Workspace) -> Evaluation:
         dice, distance = statistics["dice"], statistics["hd95_mm"]
         logger.info("%s: Dice %.3f ± %.3f, HD95 %.2f mm", structure, dice.mean, dice.sd, distance.mean)
     logger.info("mean Dice %.3f; scores, curves and overlays are in %s", scores.mean["dice"], folder)
+    _decide_on_postprocessing(run, workspace, protocol)
     return scores
+
+
+def _decide_on_postprocessing(run: Run, workspace: Workspace, protocol: Protocol) -> None:
+    """For the fold, whose post-processed predictions are scored, and for the run, on all validated folds."""
+    fold = run.config.data.fold
+    folder = run.fold_folder(fold)
+    pairs = _validation_pairs(run, workspace, fold)
+    decision = choose_postprocessing(pairs, run.labels)
+    write_json(folder / POSTPROCESSING, decision.to_json())
+    processed, scores = folder / "validation_postprocessed", folder / "scores_postprocessed"
+    for outdated in (processed, scores):
+        shutil.rmtree(outdated, ignore_errors=True)
+    if decision.steps:
+        pairs = write_postprocessed(pairs, decision, processed)
+        found = evaluate_pairs(pairs, scores, protocol=protocol)
+        logger.info("mean Dice %.3f after post-processing; scores in %s", found.mean["dice"], scores)
+
+    validated = [n for n in run.trained_folds() if (run.fold_folder(n) / POSTPROCESSING).is_file()]
+    if validated != [fold]:
+        pairs = [pair for number in validated for pair in _validation_pairs(run, workspace, number)]
+        decision = choose_postprocessing(pairs, run.labels)
+    write_json(run.folder / POSTPROCESSING, decision.to_json())
+
+
+def _validation_cases(workspace: Workspace, fold: int) -> list[Case]:
+    names = set(workspace.split(fold)["val"])
+    return [case for case in workspace.dataset.cases if case.name in names]
+
+
+def _validation_pairs(run: Run, workspace: Workspace, fold: int) -> list[Pair]:
+    folder = run.fold_folder(fold) / "validation"
+    return [
+        Pair(case.name, _prediction_file(folder, case), case.label)
+        for case in _validation_cases(workspace, fold)
+    ]
 
 
 def _prediction_file(folder: Path, case: Case) -> Path:

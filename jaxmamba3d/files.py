@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Replaces a file's content by JSON."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def without_nan(content: Any) -> Any:
+    """The same nested content with None, JSON's null, for NaN, which JSON does not know."""
+    if isinstance(content, dict):
+        return {key: without_nan(entry) for key, entry in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(entry) for entry in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def load_json(path: str | Path, what: str) -> Any:

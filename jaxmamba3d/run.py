@@ -15,12 +15,13 @@ from flax import nnx
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
 from jaxmamba3d.data import Configuration, Description, Plans, Workspace, load_plans, save_plans
+from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
 from jaxmamba3d.training import has_checkpoint, save_params
 
-NET, LABELS = "net.json", "labels.json"
+NET, LABELS, POSTPROCESSING = "net.json", "labels.json", "postprocessing.json"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Run:
     """A run folder: the config, the net and the plans that its folds share.
 
     Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json and versions.json, and for
-    each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/ and scores.
+    each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/, scores/ and
+    postprocessing.json; the run's postprocessing.json is decided on the validation cases of all its folds.
     """
 
     folder: Path
@@ -49,6 +51,13 @@ class Run:
     def trained_folds(self) -> tuple[int, ...]:
         """The folds that have a finished checkpoint."""
         return _trained_folds(self.folder)
+
+    def postprocessing(self) -> Postprocessing | None:
+        """What was decided on the validation cases; None where no fold has been validated."""
+        path = self.folder / POSTPROCESSING
+        if not path.is_file():
+            return None
+        return Postprocessing.from_json(load_json(path, "a post-processing"))
 
     def build_net(self) -> UNet3D:
         """The net, freshly initialised from the config's seed."""

@@ -63,6 +63,7 @@ def test_the_whole_way_step_by_step(command, tmp_path):
             "predictions",
             "--no-mirroring",
             "--probabilities",
+            "--no-postprocessing",
         ),
     ):
         assert command(*arguments)[0] in (None, 0), arguments
@@ -74,6 +75,7 @@ def test_the_whole_way_step_by_step(command, tmp_path):
         "scores.csv",
         "summary.json",
         "summary.md",
+        "summary.tex",
     }
     predictions = sorted((tmp_path / "predictions").glob("*.nii.gz"))
     assert len(predictions) == 5

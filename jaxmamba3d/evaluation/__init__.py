@@ -1,28 +1,46 @@
 """Scores and pictures of segmentations; runs on the host alone."""
 
+from jaxmamba3d.evaluation.comparison import compare_models
 from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance, surface_distances
+from jaxmamba3d.evaluation.postprocessing import (
+    Postprocessing,
+    apply_postprocessing,
+    choose_postprocessing,
+    write_postprocessed,
+)
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
-from jaxmamba3d.evaluation.report import Evaluation, Statistic, evaluate_folders, evaluate_pairs
+from jaxmamba3d.evaluation.report import evaluate_folders, evaluate_pairs
+from jaxmamba3d.evaluation.scored_models import ScoredModel, find_models
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import Pair
+from jaxmamba3d.evaluation.summary import Evaluation, Statistic
+from jaxmamba3d.evaluation.summary_files import read_evaluation
 
 __all__ = [
     "PROTOCOLS",
     "Evaluation",
     "OverlayCase",
     "Pair",
+    "Postprocessing",
     "Protocol",
     "Score",
+    "ScoredModel",
     "Statistic",
+    "apply_postprocessing",
+    "choose_postprocessing",
+    "compare_models",
     "dataset_protocol",
     "dice",
     "evaluate_folders",
     "evaluate_pairs",
+    "find_models",
     "get_protocol",
     "hausdorff95",
     "normalized_surface_distance",
     "overlay_figure",
+    "read_evaluation",
     "score_case",
     "surface_distances",
+    "write_postprocessed",
 ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def predict_cases(
     tile_step: float = 0.5,
     settings: Mapping[str, Any] | None = None,
     probabilities: bool = False,
+    postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> None:
     """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
 
@@ -83,6 +84,8 @@ def predict_cases(
         settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
         probabilities: also write OUTPUT/NAME.npz, as nnU-Net does: `probabilities` [K, z, y, x] float32 on
             the image's voxels.
+        postprocess: what is done to each segmentation [z, y, x] uint8 before it is written; `settings` must
+            tell it apart from others.
 
     Raises:
         ValueError, FileNotFoundError: a case cannot be read; it is named. Cases before it are written.
@@ -111,6 +114,8 @@ def predict_cases(
         if probabilities:
             with replacing(output / f"{case.name}{PROBABILITIES}") as unfinished:
                 np.savez_compressed(unfinished, probabilities=np.moveaxis(shares, -1, 0))
+        if postprocess is not None:
+            segmentation = postprocess(segmentation)
         write_segmentation(output / f"{case.name}{SEGMENTATION}", segmentation, geometry)
         finished.add(case)
 

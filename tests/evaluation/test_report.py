@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from jaxmamba3d.evaluation import Protocol, evaluate_folders
+from jaxmamba3d.evaluation import Protocol, evaluate_folders, read_evaluation
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance
 
 SPACING = (0.8, 1.0, 3.0)
@@ -157,11 +157,50 @@ def test_files(folders):
     assert header in markdown
     assert f"| **mean** | {evaluation.mean['dice']:.4f} |" in markdown
     assert "In only one: Dice 0, HD95 the image's diagonal." in markdown
+    latex = (folders / "scores" / "summary.tex").read_text()
+    assert rf"    first & {first.mean:.4f} $\pm$ {first.sd:.4f} & " in latex
+    assert rf"\textbf{{mean}} & {evaluation.mean['dice']:.4f} & " in latex
     assert sorted(p.name for p in (folders / "scores").iterdir()) == [
         "scores.csv",
         "summary.json",
         "summary.md",
+        "summary.tex",
     ]
+
+
+def test_files_are_read_back(folders):
+    write(folders / "labels" / "c.nii.gz", np.zeros(SHAPE))
+    write(folders / "predictions" / "c.nii.gz", np.zeros(SHAPE))
+    for protocol in (TWO, "acdc"):
+        evaluation = evaluate(folders, protocol=protocol)
+        assert repr(read_evaluation(folders / "scores")) == repr(evaluation)  # NaN is not equal to NaN
+    (folders / "scores" / "summary.json").write_text('{"protocol": {}}')
+    with pytest.raises(ValueError, match=r"summary\.json must hold scores that `jaxmamba3d evaluate` wrote"):
+        read_evaluation(folders / "scores")
+    with pytest.raises(FileNotFoundError, match=r"labels/summary\.json: no such file; it should hold"):
+        read_evaluation(folders / "labels")
+
+
+def test_a_dataset_with_regions_and_voxels_to_ignore(folders):
+    """The default protocol is the dataset's: its regions, and nothing where the label says ignore."""
+    names = {"background": 0, "whole": [1, 2], "core": 1, "ignore": 3}
+    content = {"labels": names, "regions_class_order": [2, 1]}
+    (folders / "dataset.json").write_text(json.dumps(content))
+    labels, predictions = blocks(0), blocks(10)
+    labels[:, :4] = 3
+    predictions[:, :, 6] = 3  # a prediction may hold it too; it is none of the regions
+    write(folders / "labels" / "a.nii.gz", labels)
+    write(folders / "predictions" / "a.nii.gz", predictions)
+    evaluation = evaluate(folders, protocol="default")
+    assert list(evaluation.structures) == ["whole", "core"]
+    counted = labels != 3
+    for structure, values in (("whole", (1, 2)), ("core", (1,))):
+        score = score_of(evaluation, "a", structure)
+        ours, theirs = np.isin(predictions, values) & counted, np.isin(labels, values)
+        assert 0 < score.dice < 1
+        assert score.dice == dice(ours, theirs)
+        assert score.hd95_mm == pytest.approx(hausdorff95(ours, theirs, SPACING), rel=1e-6)
+    assert repr(read_evaluation(folders / "scores")) == repr(evaluation)
 
 
 def test_headline_unit_comes_first(folders):

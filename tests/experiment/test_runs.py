@@ -29,15 +29,18 @@ def test_a_run_leaves_all_that_describes_it(finished):
         "labels.json",
         "net.json",
         "nnUNetPlans.json",
+        "postprocessing.json",
         "splits_final.json",
         "versions.json",
         "work",
     }
-    assert {path.name for path in run.fold_folder(0).iterdir()} == {
+    postprocessed = {"validation_postprocessed", "scores_postprocessed"}
+    assert {path.name for path in run.fold_folder(0).iterdir()} - postprocessed == {
         "checkpoints",
         "curves.png",
         "metrics.csv",
         "overlays.png",
+        "postprocessing.json",
         "scores",
         "tensorboard",
         "validation",
