@@ -32,10 +32,11 @@ def plan(
     """Check a dataset and plan spacing, patch size, normalisation and net for it.
 
     Args:
-        dataset: folder in the Decathlon's or nnU-Net's raw layout.
+        dataset: folder in the Decathlon's or nnU-Net's raw layout, or BTCV or ACDC as they are shipped.
         output: work folder to make.
         plans: an nnUNetPlans.json to take instead of planning.
-        splits: a splits_final.json to take instead of the 5-fold rule.
+        splits: a splits_final.json to take instead of the 5-fold rule; cases that it leaves out are test
+            cases.
         memory_gb: device memory to plan for.
     """
     from jaxmamba3d.data import plan_workspace
@@ -74,7 +75,8 @@ def predict(
 
     Args:
         run: folder of a training run.
-        input: folder of images, CASE.nii.gz or CASE_0000.nii.gz, CASE_0001.nii.gz for channels.
+        input: folder of images, CASE.nii.gz or CASE_0000.nii.gz, CASE_0001.nii.gz for channels; or a dataset,
+            as for `plan`: its cases that are in none of the run's folds, or all if all are.
         output: folder of the segmentations CASE.nii.gz.
         folds: trained folds to average; default: all that are there.
         checkpoint: latest or best.
@@ -84,12 +86,11 @@ def predict(
     """
     from jaxmamba3d import experiment
     from jaxmamba3d import run as runs
-    from jaxmamba3d.data import find_images
 
     trained = runs.open_run(run)
     found = folds or trained.trained_folds()
     check_that(bool(found), f"run {run}", "trained for at least one fold", "no checkpoints")
-    cases = find_images(input, trained.net.in_channels)
+    cases = experiment.cases_to_predict(trained, input)
     mirroring = False if no_mirroring else None
     experiment.predict(
         trained,
@@ -114,7 +115,8 @@ def evaluate(
 
     Args:
         predictions: folder of CASE.nii.gz.
-        labels: folder of the true CASE.nii.gz.
+        labels: folder of the true CASE.nii.gz; or a dataset, as for `plan`: those of its cases that are
+            predicted.
         output: folder of the tables; default: PREDICTIONS/scores.
         protocol: default, synapse8, synapse13, acdc or brats.
     """

@@ -140,10 +140,11 @@ class DataConfig:
     """Where the data is and how patches are drawn.
 
     Args:
-        dataset: dataset folder, in the Decathlon's or nnU-Net's raw layout.
+        dataset: dataset folder, in the Decathlon's or nnU-Net's raw layout, or BTCV or ACDC as shipped.
+        source: where the dataset can be had, for the error if it is missing.
         work: folder of plans and preprocessed cases; None: `work` inside the run folder.
         plans: an nnUNetPlans.json to use instead of planning.
-        splits: a splits_final.json to use instead of the 5-fold rule.
+        splits: a splits_final.json to use instead of the 5-fold rule; cases left out are test cases.
         configuration: the plans' configuration.
         fold: which split is validated on.
         patch_size, batch_size: override the plans'.
@@ -154,6 +155,7 @@ class DataConfig:
     """
 
     dataset: str = ""
+    source: str | None = None
     work: str | None = None
     plans: str | None = None
     splits: str | None = None

@@ -15,8 +15,12 @@ from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import (
     Case,
     Workspace,
+    cases_in_folds,
     check_images,
+    find_images,
+    is_dataset,
     plan_workspace,
+    read_dataset,
     read_label,
     read_volume,
     write_phantom_dataset,
@@ -74,6 +78,9 @@ def prepare(config: ExperimentConfig) -> Workspace:
     check_that(bool(data.dataset), "data.dataset", "the folder of the dataset", "nothing")
     if data.phantoms is not None and not Path(data.dataset).exists():
         write_phantom_dataset(data.dataset, data.phantoms)
+    if data.source is not None and not Path(data.dataset).is_dir():
+        advice = f"name it with --data.dataset, or get it from {data.source}"
+        raise FileNotFoundError(f"{data.dataset}: no such dataset folder; {advice}")
     work = Path(data.work or Path(config.output) / "work")
     workspace = plan_workspace(
         data.dataset, work, plans_file=data.plans, splits_file=data.splits, processes=data.processes
@@ -119,6 +126,30 @@ def train(run: Run, workspace: Workspace) -> None:
         folder=run.fold_folder(data.fold),
         identity=identity,
     )
+
+
+def cases_to_predict(run: Run, folder: str | Path) -> Sequence[Case]:
+    """The cases of a folder of images; of a dataset those in none of the run's folds, or all if all are.
+
+    Args:
+        run: the trained run.
+        folder: images alone, see `find_images`, or a dataset, see `read_dataset`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_images` and `read_dataset`.
+    """
+    if not is_dataset(folder):
+        return find_images(folder, run.net.in_channels)
+    cases = read_dataset(folder).cases
+    in_folds = cases_in_folds(run.splits())
+    unseen = [case for case in cases if case.name not in in_folds]
+    if not unseen:
+        logger.info("all %d cases of %s are in the run's folds; all are predicted", len(cases), folder)
+        return cases
+    if len(unseen) < len(cases):
+        what = "are in none of the run's folds; only these are predicted"
+        logger.info("%d of %d cases of %s %s", len(unseen), len(cases), folder, what)
+    return unseen
 
 
 def predict(

@@ -21,7 +21,7 @@ from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
 from jaxmamba3d.training import has_checkpoint, save_params
 
-NET, LABELS, POSTPROCESSING = "net.json", "labels.json", "postprocessing.json"
+NET, LABELS, POSTPROCESSING, SPLITS = "net.json", "labels.json", "postprocessing.json", "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Run:
             return None
         return Postprocessing.from_json(load_json(path, "a post-processing"))
 
+    def splits(self) -> list[dict[str, list[str]]]:
+        """For each fold the case names `train` and `val`; empty where weights were imported."""
+        path = self.folder / SPLITS
+        return load_json(path, "a list of splits") if path.is_file() else []
+
     def build_net(self) -> UNet3D:
         """The net, freshly initialised from the config's seed."""
         return build_net(self.net, rngs=nnx.Rngs(self.config.train.seed))
@@ -77,7 +82,7 @@ def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
     """
     dataset = workspace.dataset
     run = _write_run(config, workspace.plans, len(dataset.channel_names), dataset.labels)
-    write_json(run.folder / "splits_final.json", workspace.splits)
+    write_json(run.folder / SPLITS, workspace.splits)
     return run
 
 

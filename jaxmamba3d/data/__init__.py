@@ -4,11 +4,11 @@ The input pipeline is in `jaxmamba3d.data.pipeline` and is not imported here, be
 worker processes must not.
 """
 
+from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.dataset import (
-    Case,
-    Dataset,
     Description,
     find_images,
+    is_dataset,
     read_dataset,
     read_description,
     read_labels,
@@ -21,7 +21,7 @@ from jaxmamba3d.data.phantoms import write_phantom_dataset
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import Configuration, Plans, load_plans, save_plans
 from jaxmamba3d.data.preprocessing import PreprocessedCase, preprocess_case, preprocess_dataset
-from jaxmamba3d.data.splits import load_splits, make_splits
+from jaxmamba3d.data.splits import cases_in_folds, load_splits, make_splits
 from jaxmamba3d.data.workspace import Workspace, open_workspace, plan_workspace
 
 __all__ = [
@@ -34,11 +34,13 @@ __all__ = [
     "PreprocessedCase",
     "Volume",
     "Workspace",
+    "cases_in_folds",
     "check_dataset",
     "check_images",
     "compute_fingerprint",
     "export_segmentation",
     "find_images",
+    "is_dataset",
     "load_fingerprint",
     "load_plans",
     "load_splits",

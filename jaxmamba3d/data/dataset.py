@@ -1,4 +1,4 @@
-"""Dataset folders in the layouts of the Medical Segmentation Decathlon and of nnU-Net's raw data."""
+"""Dataset folders: the Medical Segmentation Decathlon's, nnU-Net's raw data, BTCV and ACDC as shipped."""
 
 import logging
 from collections.abc import Iterable
@@ -7,21 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxmamba3d.checks import check_that
+from jaxmamba3d.data.cases import ENDINGS, Case, Dataset, nifti_files, stem_of
+from jaxmamba3d.data.providers import is_shipped, read_shipped
 from jaxmamba3d.files import load_json
 from jaxmamba3d.labels import Labels
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".nii.gz", ".nii")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One patient: a 3D file a channel, or one file with all channels; label None where there is none."""
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path | None = None
+DESCRIPTION = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -39,36 +32,34 @@ class Description:
     content: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A training dataset.
-
-    Args:
-        name: of the folder, or as dataset.json says.
-        folder: absolute.
-        channel_names: one a channel; they decide the normalisation.
-        labels: what label values mean.
-        cases: sorted by name.
-    """
-
-    name: str
-    folder: Path
-    channel_names: tuple[str, ...]
-    labels: Labels
-    cases: tuple[Case, ...]
+def is_dataset(folder: str | Path) -> bool:
+    """Whether `read_dataset` is for this folder, and not one of images or segmentations alone."""
+    folder = Path(folder)
+    if not folder.is_dir() or any(path.name.endswith(ENDINGS) for path in folder.iterdir()):
+        return False
+    return (folder / DESCRIPTION).is_file() or is_shipped(folder)
 
 
 def read_dataset(folder: str | Path) -> Dataset:
-    """Reads dataset.json and lists the training cases; image files are not opened.
+    """What is in a dataset folder: channels, labels and the cases to train on; image files are not opened.
+
+    Args:
+        folder: in the Decathlon's or nnU-Net's raw layout, or as BTCV or ACDC is shipped (see `providers`).
 
     Raises:
-        FileNotFoundError: the folder or its dataset.json is missing.
-        ValueError: dataset.json is of neither layout, or there are no cases.
+        FileNotFoundError: the folder, its dataset.json or a part of what is shipped is missing.
+        ValueError: the folder is of no such layout, or there are no cases.
     """
     folder = Path(folder).resolve()
-    path = folder / "dataset.json"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such dataset folder")
+    if not (folder / DESCRIPTION).is_file() and is_shipped(folder):
+        return read_shipped(folder)
+    return _read_described(folder)
+
+
+def _read_described(folder: Path) -> Dataset:
+    path = folder / DESCRIPTION
     description = read_description(path)
     content, channel_names = description.content, description.channel_names
     if isinstance(content.get("training"), list):
@@ -100,7 +91,10 @@ def read_description(path: str | Path) -> Description:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; a dataset of the Decathlon or of nnU-Net has one")
+        raise FileNotFoundError(
+            f"{path}: missing; a dataset of the Decathlon or of nnU-Net has one, BTCV has img/ and label/ "
+            "in its place, and ACDC training/patient001/"
+        )
     content = load_json(path, "a dataset's description")
     check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
     channel_names = _channel_names(path, content.get("channel_names", content.get("modality")))
@@ -136,7 +130,7 @@ def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
         ValueError: a case lacks channels or has too many, or only some files are numbered.
     """
     folder = Path(folder)
-    files = _nifti_files(folder)
+    files = nifti_files(folder)
     numbered = _by_case(files)
     if not numbered:
         return tuple(Case(stem_of(path), (path,)) for path in files)
@@ -167,17 +161,15 @@ def _decathlon_cases(folder: Path, entries: list[Any]) -> list[Case]:
         ]
     except (KeyError, TypeError) as error:
         wish = 'a list of {"image": file, "label": file}'
-        raise ValueError(f"{folder / 'dataset.json'}: training must be {wish}, got {entries[:1]}") from error
+        raise ValueError(f"{folder / DESCRIPTION}: training must be {wish}, got {entries[:1]}") from error
 
 
 def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Case]:
     """The cases of imagesTr; a channel that is not there is listed, for the check of files to find."""
     ending = content.get("file_ending", ENDINGS[0])
-    check_that(
-        ending in ENDINGS, f"{folder / 'dataset.json'}: file_ending", f"one of {ENDINGS}", repr(ending)
-    )
+    check_that(ending in ENDINGS, f"{folder / DESCRIPTION}: file_ending", f"one of {ENDINGS}", repr(ending))
     images = folder / "imagesTr"
-    files = _nifti_files(images)
+    files = nifti_files(images)
     cases = _by_case(files)
     stray = sorted(set(files) - {path for paths in cases.values() for path in paths})
     check_that(not stray, f"files of {images}", "CASE_0000, CASE_0001, ...", [path.name for path in stray])
@@ -188,15 +180,6 @@ def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Cas
     ]
 
 
-def _nifti_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images")
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS) and path.name[0] != ".")
-    if not files:
-        raise FileNotFoundError(f"{folder}: no .nii.gz or .nii files here")
-    return files
-
-
 def _by_case(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Files whose name ends in _0000, _0001, ... grouped by the name before it."""
     cases: dict[str, list[Path]] = {}
@@ -205,8 +188,3 @@ def _by_case(files: Iterable[Path]) -> dict[str, list[Path]]:
         if name and len(channel) == 4 and channel.isdigit():
             cases.setdefault(name, []).append(path)
     return cases
-
-
-def stem_of(path: Path) -> str:
-    """The name of a NIfTI file without its ending."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxmamba3d.checks import check_that
+from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.cropping import crop_to_nonzero
-from jaxmamba3d.data.dataset import Case, Dataset
 from jaxmamba3d.data.inspection import inspect_case, raise_problems
 from jaxmamba3d.data.parallel import map_cases
 from jaxmamba3d.files import load_json, write_json

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmamba3d.data.dataset import Case, Dataset
+from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.nifti import Volume, misplacement, read_geometry, read_label, read_volume
 from jaxmamba3d.data.parallel import map_cases
 from jaxmamba3d.labels import Labels
@@ -21,7 +21,7 @@ def check_dataset(dataset: Dataset, *, processes: int | None = None) -> None:
 
     Raises:
         ValueError: images or labels are missing, unreadable, of different shape or position, not finite, or
-            hold values that dataset.json does not declare.
+            hold values that the dataset does not declare.
     """
     inspect = functools.partial(find_problems, dataset.channel_names, dataset.labels)
     raise_problems(dataset, map_cases(inspect, dataset.cases, processes=processes, description="check"))
@@ -80,7 +80,7 @@ def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> In
     except (ValueError, FileNotFoundError) as error:
         problems.append(f"label {error}")
     if image is not None and len(image.array) != len(channel_names):
-        wanted = f"{len(channel_names)} channels as in dataset.json ({', '.join(channel_names)})"
+        wanted = f"{len(channel_names)} channels as the dataset declares ({', '.join(channel_names)})"
         problems.append(f"the image must have {wanted}, got {len(image.array)}")
     if image is not None and image.array.min() == image.array.max():
         problems.append(f"the image {case.images[0]} holds only the value {image.array.flat[0]:g}")
@@ -88,7 +88,7 @@ def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> In
         undeclared = sorted(set(np.unique(label).tolist()) - labels.declared)
         if undeclared:
             known = f"declared: {sorted(labels.declared)}"
-            problems.append(f"label values {undeclared} of {case.label} are not in dataset.json ({known})")
+            problems.append(f"label values {undeclared} of {case.label} are none of the dataset's ({known})")
     if image is not None and label is not None:
         if label.shape != image.array.shape[1:]:
             shapes = label_geometry["shape"], image.geometry["shape"]

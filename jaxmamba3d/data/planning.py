@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxmamba3d.checks import check_positive
-from jaxmamba3d.data.dataset import Dataset, read_dataset
+from jaxmamba3d.data.cases import Dataset
+from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint
 from jaxmamba3d.data.inspection import check_dataset
 from jaxmamba3d.data.plans import Configuration, Plans

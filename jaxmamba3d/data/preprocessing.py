@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.case_files import Centres, write_case
+from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.cropping import crop_to_nonzero, mark_outside
-from jaxmamba3d.data.dataset import Case, Dataset
 from jaxmamba3d.data.nifti import read_label, read_volume
 from jaxmamba3d.data.normalization import normalize
 from jaxmamba3d.data.parallel import map_cases

@@ -1,6 +1,6 @@
 """Cross-validation splits."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,11 @@ def make_splits(case_names: Collection[str], folds: int = 5) -> list[Split]:
             }
         )
     return splits
+
+
+def cases_in_folds(splits: Sequence[Mapping[str, Sequence[str]]]) -> frozenset[str]:
+    """The names that some fold trains or validates on; a dataset's other cases are test cases."""
+    return frozenset(name for split in splits for part in ("train", "val") for name in split[part])
 
 
 def load_splits(path: str | Path, case_names: Collection[str]) -> list[Split]:

@@ -1,18 +1,20 @@
 """The work folder: what planning and preprocessing leave for training."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxmamba3d.checks import check_choice, check_that
-from jaxmamba3d.data.dataset import Dataset, read_dataset
+from jaxmamba3d.data.cases import Dataset
+from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, save_plans
 from jaxmamba3d.data.preprocessing import preprocess_dataset
-from jaxmamba3d.data.splits import load_splits, make_splits
+from jaxmamba3d.data.splits import cases_in_folds, load_splits, make_splits
 from jaxmamba3d.files import check_writable, load_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ class Workspace:
 
     Args:
         folder: the work folder.
-        dataset: the raw data.
+        dataset: the raw data; cases in no fold are test cases.
         plans: how it is preprocessed and which net fits.
         splits: for each fold the case names `train` and `val`.
     """
@@ -35,6 +37,11 @@ class Workspace:
     dataset: Dataset
     plans: Plans
     splits: Sequence[dict[str, list[str]]]
+
+    @property
+    def in_folds(self) -> Dataset:
+        """The dataset without its test cases."""
+        return _without_test_cases(self.dataset, self.splits)
 
     @property
     def case_names(self) -> list[str]:
@@ -46,14 +53,14 @@ class Workspace:
         return self.folder / configuration
 
     def preprocess(self, configuration: str = "3d_fullres", *, processes: int | None = None) -> Path:
-        """Preprocesses all cases that are not finished yet; returns their folder.
+        """Preprocesses the cases of the folds that are not finished yet; returns their folder.
 
         Raises:
             ValueError: the plans have no such configuration, or a case is bad.
         """
         check_choice("configuration", configuration, self.plans.configurations)
         folder = self.cases_folder(configuration)
-        preprocess_dataset(self.dataset, self.plans, configuration, folder, processes=processes)
+        preprocess_dataset(self.in_folds, self.plans, configuration, folder, processes=processes)
         return folder
 
     def split(self, fold: int) -> dict[str, list[str]]:
@@ -78,10 +85,11 @@ def plan_workspace(
     """Checks a dataset, plans it and writes the decisions into a work folder, unless that is done already.
 
     Args:
-        dataset_folder: in the Decathlon's or nnU-Net's raw layout.
+        dataset_folder: see `read_dataset`.
         folder: the work folder; made if missing.
         plans_file: an nnUNetPlans.json to take instead of planning.
-        splits_file: a splits_final.json; None: the dataset's own if it has one, else 5 folds.
+        splits_file: a splits_final.json; None: the dataset's own if it has one, else 5 folds. Cases that it
+            does not name are test cases: checked, but neither planned for nor preprocessed.
         memory_gb: device memory that the plans aim at.
         processes: worker processes; None: one for each core.
 
@@ -110,11 +118,14 @@ def plan_workspace(
     plans = None if plans_file is None else load_plans(plans_file)
     if plans is not None:
         _check_channels(plans, dataset, plans_file)
+    in_folds = _without_test_cases(dataset, splits)
     if plans is not None:
         check_dataset(dataset, processes=processes)
     else:
-        fingerprint = compute_fingerprint(dataset, processes=processes)
-        plans = plan_dataset(dataset, memory_gb=memory_gb, fingerprint=fingerprint)
+        if test_cases := tuple(case for case in dataset.cases if case not in in_folds.cases):
+            check_dataset(dataclasses.replace(dataset, cases=test_cases), processes=processes)
+        fingerprint = compute_fingerprint(in_folds, processes=processes)
+        plans = plan_dataset(in_folds, memory_gb=memory_gb, fingerprint=fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
         save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +135,15 @@ def plan_workspace(
     write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb})
     for name, chosen in plans.configurations.items():
         facts = f"spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
-        logger.info("%s: %s; %d cases in %d folds", name, facts, len(names), len(splits))
+        logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
+    if rest := len(names) - len(in_folds.cases):
+        logger.info("%d cases are in no fold: test cases, which are not trained on", rest)
     return Workspace(folder, dataset, plans, splits)
+
+
+def _without_test_cases(dataset: Dataset, splits: Sequence[dict[str, list[str]]]) -> Dataset:
+    named = cases_in_folds(splits)
+    return dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.name in named))
 
 
 def _check_channels(plans: Plans, dataset: Dataset, plans_file: str | Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jaxmamba3d.checks import check_choice
-from jaxmamba3d.data import read_labels
+from jaxmamba3d.data import is_dataset, read_dataset, read_labels
 from jaxmamba3d.evaluation.parallel import map_in_threads
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.scoring import Score, score_case
@@ -39,10 +39,11 @@ def evaluate_folders(
 
     Args:
         predictions_dir: folder of predicted segmentations.
-        labels_dir: folder of reference segmentations.
+        labels_dir: folder of reference segmentations, or a dataset folder (see `find_pairs`).
         output_dir: folder of the results, made if it is missing.
         protocol: a `Protocol`, the name of a published one (see `PROTOCOLS`), or "default": every foreground
-            label that the dataset.json beside `labels_dir` declares; without one, that the labels hold.
+            label that the dataset, or the dataset.json beside `labels_dir`, declares; without one, that the
+            labels hold.
         cases: names of the cases to score, such as one fold's; None: all of both folders.
         threads, progress: see `map_in_threads`.
 
@@ -99,6 +100,8 @@ def evaluate_pairs(
 
 
 def _default_protocol(labels_dir: Path, pairs: list[Pair], progress: bool) -> Protocol:
+    if is_dataset(labels_dir):
+        return dataset_protocol(read_dataset(labels_dir).labels)
     dataset_json = labels_dir.resolve().parent / "dataset.json"
     if dataset_json.is_file():
         return dataset_protocol(read_labels(dataset_json))

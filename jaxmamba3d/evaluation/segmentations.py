@@ -8,7 +8,8 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.data.dataset import ENDINGS, stem_of
+from jaxmamba3d.data.cases import ENDINGS, stem_of
+from jaxmamba3d.data.dataset import is_dataset, read_dataset
 from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label
 
 Box = tuple[slice, ...]
@@ -41,12 +42,12 @@ class Segmentation:
 def find_pairs(
     predictions_dir: str | Path, labels_dir: str | Path, cases: Collection[str] | None = None
 ) -> list[Pair]:
-    """Every `CASE.nii.gz` (or `CASE.nii`) of two folders, paired by name.
+    """Every `CASE.nii.gz` (or `CASE.nii`) of two folders, or of predictions and a dataset, paired by name.
 
     Args:
         predictions_dir: folder of predicted segmentations.
-        labels_dir: folder of reference segmentations.
-        cases: names of the cases to pair; None: all of both folders.
+        labels_dir: folder of reference segmentations, or a dataset folder (see `read_dataset`).
+        cases: names of the cases to pair; None: all of both folders, or all predictions of a dataset's cases.
 
     Returns:
         The pairs, sorted by case.
@@ -55,8 +56,16 @@ def find_pairs(
         FileNotFoundError: a folder is missing.
         ValueError: there is no case at all; what lacks one of its files is left to `check_pairs`.
     """
-    predictions, references = _files_of(predictions_dir), _files_of(labels_dir)
-    wanted = sorted(cases if cases is not None else predictions | references)
+    predictions = _files_of(predictions_dir)
+    if is_dataset(labels_dir):
+        references = {case.name: case.label for case in read_dataset(labels_dir).cases}
+        unknown = sorted(set(predictions) - set(references))
+        check_that(not unknown, f"predictions in {predictions_dir}", f"of cases of {labels_dir}", unknown)
+        found = set(predictions)
+    else:
+        references = _files_of(labels_dir)
+        found = set(predictions) | set(references)
+    wanted = sorted(found if cases is None else cases)
     if not wanted:
         raise ValueError(f"{predictions_dir} and {labels_dir}: no {ENDINGS[0]} files to compare")
     return [

@@ -7,7 +7,8 @@ import shutil
 import pytest
 from small_datasets import change_json, write_decathlon, write_nnunet
 
-from jaxmamba3d.data.dataset import Case, find_images, read_dataset
+from jaxmamba3d.data.cases import Case
+from jaxmamba3d.data.dataset import find_images, read_dataset
 from jaxmamba3d.labels import Labels
 
 LABELS = {"background": (0,), "left": (1,), "right": (2,)}

@@ -57,7 +57,7 @@ def test_all_bad_cases_are_named_at_once(tmp_path):
     assert "label values [7]" in found["case_3"]
     assert "declared: [0, 1, 2]" in found["case_3"]
     assert "case_4.nii.gz must hold finite float32 values, got 2 NaN or infinite voxels" in found["case_4"]
-    assert "must have 1 channels as in dataset.json (MRI), got 2" in found["case_5"]
+    assert "must have 1 channels as the dataset declares (MRI), got 2" in found["case_5"]
     assert "case_6.nii.gz must be a whole NIfTI file" in found["case_6"]
 
 
@@ -78,7 +78,7 @@ def test_channels_that_do_not_lie_on_each_other(tmp_path):
             "case_0_0001.nii.gz: no such file",
             "shape [12, 14, 10], got [12, 12, 10]",
             "affine, got one that differs by up to 27.58 mm",
-            "must have 2 channels as in dataset.json (MRI, MRI), got 3",
+            "must have 2 channels as the dataset declares (MRI, MRI), got 3",
         ),
         strict=True,
     ):

@@ -9,7 +9,7 @@ from golden_data import GOLDEN
 from nnunet_golden import CHANNELS, recorded
 from small_datasets import change_json
 
-from jaxmamba3d.data.dataset import Case, Dataset
+from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import load_plans, save_plans

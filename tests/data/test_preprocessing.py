@@ -16,7 +16,8 @@ from nnunet_golden import (
     recorded_properties,
 )
 
-from jaxmamba3d.data.dataset import Case, read_dataset
+from jaxmamba3d.data.cases import Case
+from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.patches import foreground_table
 from jaxmamba3d.data.plans import load_plans
 from jaxmamba3d.data.preprocessing import preprocess_case, preprocess_dataset
