@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.files import load_json
+from jaxmamba3d.files import FileIdentities, identify, load_json
 from jaxmamba3d.labels import Labels
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,10 @@ class Case:
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+
+    def identity(self) -> FileIdentities:
+        """What a changed, replaced or missing file of the case does not keep."""
+        return identify((*self.images, *([] if self.label is None else [self.label])))
 
 
 @dataclass(frozen=True)
