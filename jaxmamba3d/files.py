@@ -87,6 +87,6 @@ def load_json(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it should hold {what}")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark before the text
     except ValueError as error:
         raise ValueError(f"{path} must hold {what} as JSON, got text that is not JSON: {error}") from error

@@ -1,14 +1,17 @@
 """The work folder: planned once, found again, and never mixed up with another dataset's."""
 
+import contextlib
+import errno
 import json
 import logging
 
+import numpy as np
 import pytest
 from nnunet_golden import recorded
 from small_datasets import change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 
 from jaxmamba3d.data import fingerprint
-from jaxmamba3d.data.case_files import open_case
+from jaxmamba3d.data.case_files import open_case, read_centres
 from jaxmamba3d.data.plans import load_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
 
@@ -105,6 +108,67 @@ def test_a_bad_dataset_leaves_no_work_folder(dataset, tmp_path):
     with pytest.raises(ValueError, match="1 of 6 cases"):
         plan_workspace(dataset, tmp_path / "work", processes=1)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_case_without_foreground_is_one(dataset, tmp_path):
+    path = dataset / "labelsTr" / "case_2.nii.gz"
+    _, label = image_and_label(2)
+    write_nifti(path, np.zeros_like(label))
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    folder = workspace.preprocess(processes=1) / "case_2"
+    assert read_centres(folder).structures == ()
+    assert (open_case(folder).label == 0).all()
+
+
+def test_a_dataset_without_foreground_is_refused(dataset, tmp_path):
+    for number in range(6):
+        _, label = image_and_label(number)
+        write_nifti(dataset / "labelsTr" / f"case_{number}.nii.gz", np.zeros_like(label))
+    with pytest.raises(ValueError, match=r"labels of .* must be above 0 in at least one case, got 0 alone"):
+        plan_workspace(dataset, tmp_path / "work", processes=1)
+    assert not (tmp_path / "work").exists()
+
+
+resource = pytest.importorskip("resource")  # not on Windows
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """As a full disk does, but with another errno: worker processes inherit the limit."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_room_for_a_case(dataset, tmp_path, processes):
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    message = r"case_\d could not be written: .*; make room and start again, what is whole is kept"
+    with files_of_at_most(4000), pytest.raises(OSError, match=message):
+        workspace.preprocess(processes=processes)
+    folder = workspace.cases_folder("3d_fullres")
+    assert [path.name for path in folder.iterdir()] == ["configuration.json"]
+    workspace.preprocess(processes=1)
+    assert len(list(folder.iterdir())) == 7
+
+
+def test_no_room_for_a_new_version_of_a_case(dataset, tmp_path, monkeypatch):
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    folder = workspace.preprocess(processes=1)
+    (dataset / "imagesTr" / "case_0.nii.gz").touch()
+
+    def full_disk(path, array):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full_disk)
+    with pytest.raises(OSError, match=r"case_0 could not be written: No space left on device; make room"):
+        workspace.preprocess(processes=1)
+    assert open_case(folder / "case_0").image.size
+    assert not list(folder.glob(".*"))
 
 
 class TestADatasetThatChanged:
