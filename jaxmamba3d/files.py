@@ -1,12 +1,18 @@
 """Files that appear whole or not at all, and JSON whose errors name the file."""
 
 import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+FileIdentities = list[list[Any]]
+"""JSON-able: path, size and time of each file, the latter two None where it cannot be found."""
 
 
 @contextlib.contextmanager
@@ -20,9 +26,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise unwritten(path, error) from error
         raise
+
+
+def identify(paths: Iterable[Path]) -> FileIdentities:
+    """Path, size (bytes) and time of change (ns) of files: equal as long as none of them is changed."""
+    return [[str(path.resolve()), *_size_and_time(path)] for path in paths]
+
+
+def _size_and_time(path: Path) -> tuple[int | None, int | None]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None, None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def unwritten(path: str | Path, error: OSError) -> OSError:
+    """The error to raise in place of another one that came up while a path was written."""
+    reason = error.strerror or str(error)
+    return OSError(f"{path} could not be written: {reason}; make room and start again, what is whole is kept")
 
 
 def check_writable(folder: str | Path, argument: str) -> None:
@@ -70,6 +97,6 @@ def load_json(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it should hold {what}")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark before the text
     except ValueError as error:
         raise ValueError(f"{path} must hold {what} as JSON, got text that is not JSON: {error}") from error

@@ -20,7 +20,8 @@ from jaxmamba3d.data.nifti import Volume, read_label, read_volume, write_segment
 from jaxmamba3d.data.phantoms import write_phantom_dataset
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import Configuration, Plans, load_plans, save_plans
-from jaxmamba3d.data.preprocessing import PreprocessedCase, preprocess_case, preprocess_dataset
+from jaxmamba3d.data.preprocessed import preprocess_dataset
+from jaxmamba3d.data.preprocessing import PreprocessedCase, preprocess_case
 from jaxmamba3d.data.splits import cases_in_folds, load_splits, make_splits
 from jaxmamba3d.data.workspace import Workspace, open_workspace, plan_workspace
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxmamba3d.files import FileIdentities, identify
 from jaxmamba3d.labels import Labels
 
 ENDINGS = (".nii.gz", ".nii")
@@ -15,6 +16,10 @@ class Case:
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+
+    def identity(self) -> FileIdentities:
+        """What a changed, replaced or missing file of the case does not keep."""
+        return identify((*self.images, *([] if self.label is None else [self.label])))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmamba3d.data.cases import Case, Dataset
-from jaxmamba3d.data.nifti import Volume, misplacement, read_geometry, read_label, read_volume
+from jaxmamba3d.data.nifti import Volume, misplacement, read_geometries, read_label, read_volume
 from jaxmamba3d.data.parallel import map_cases
 from jaxmamba3d.labels import Labels
 
@@ -106,7 +106,8 @@ def check_images(cases: Sequence[Case], channels: int) -> None:
         channels: of the images that the net takes.
 
     Raises:
-        ValueError: images are missing, no NIfTI, of another count of channels or no position in space.
+        ValueError: images are missing, no NIfTI, of another count of channels or no position in space, or
+            their channels do not lie on each other.
     """
     bad = [f"{case.name}: {problem}" for case in cases if (problem := _image_problem(case, channels))]
     if bad:
@@ -115,7 +116,7 @@ def check_images(cases: Sequence[Case], channels: int) -> None:
 
 def _image_problem(case: Case, channels: int) -> str | None:
     try:
-        found = sum(read_geometry(path)[1] for path in case.images)
+        _, found = read_geometries(case.images)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     return None if found == channels else f"{case.images[0]} must be of {channels} channels, got {found}"

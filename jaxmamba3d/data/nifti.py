@@ -60,19 +60,8 @@ def read_volume(paths: str | Path | Sequence[str | Path]) -> Volume:
     """
     paths = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     check_that(bool(paths), "paths", "one file or several", "none")
-    found = [read_geometry(path) for path in paths]
-    geometry, channels = found[0]
-    for path, (other, count) in zip(paths, found, strict=True):
-        if count > 1 and len(paths) > 1:
-            shape = (*other["shape"], count)
-            raise ValueError(f"{path} must be 3D because each channel has its file, got shape {shape}")
-        if other["shape"] != geometry["shape"]:
-            raise ValueError(f"{path} must have {paths[0]}'s shape {geometry['shape']}, got {other['shape']}")
-        if distance := misplacement(other, geometry):
-            raise ValueError(
-                f"{path} must have {paths[0]}'s affine, got one that differs by up to {distance:.4g} mm"
-            )
-    array = np.empty((channels * len(paths), *geometry["shape"][::-1]), np.float32)
+    geometry, channels = read_geometries(paths)
+    array = np.empty((channels, *geometry["shape"][::-1]), np.float32)
     for path, part in zip(paths, np.split(array, len(paths)), strict=True):
         _read_numbers(path, part)
     return Volume(array, tuple(geometry["zooms"][::-1]), geometry)
@@ -143,6 +132,27 @@ def write_segmentation(path: str | Path, segmentation: np.ndarray, geometry: Geo
         nibabel.save(image, unfinished)
 
 
+def read_geometries(paths: Sequence[Path]) -> tuple[Geometry, int]:
+    """The geometry of an image and its channels, from the headers of its files alone.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_geometry`; or the files differ in shape or position.
+    """
+    found = [read_geometry(path) for path in paths]
+    geometry, channels = found[0]
+    for path, (other, count) in zip(paths, found, strict=True):
+        if count > 1 and len(paths) > 1:
+            shape = (*other["shape"], count)
+            raise ValueError(f"{path} must be 3D because each channel has its file, got shape {shape}")
+        if other["shape"] != geometry["shape"]:
+            raise ValueError(f"{path} must have {paths[0]}'s shape {geometry['shape']}, got {other['shape']}")
+        if distance := misplacement(other, geometry):
+            raise ValueError(
+                f"{path} must have {paths[0]}'s affine, got one that differs by up to {distance:.4g} mm"
+            )
+    return geometry, channels * len(paths)
+
+
 def read_geometry(path: str | Path) -> tuple[Geometry, int]:
     """The geometry of a file and its channels (1 of a 3D file), from its header alone.
 
@@ -211,8 +221,6 @@ def _read_slices(path: Path, array: np.ndarray) -> Iterator[tuple[np.ndarray, np
     with _as_nifti(path) as file:
         header = _header(file, check=True)
         dtype, (slope, intercept) = header.get_data_dtype(), header.get_slope_inter()
-        if dtype.kind not in "buif":
-            raise ValueError(f"{path} must hold real numbers, got {dtype}")
         file.seek(header.get_data_offset())
         wanted, done = slices.size * dtype.itemsize, 0
         for start in range(0, len(slices), step):
@@ -232,6 +240,8 @@ def _geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
         raise ValueError(f"{path} must be 3D, or 4D with the channels last, got shape {shape}")
     if min(shape) < 1:
         raise ValueError(f"{path} must have at least one voxel along each axis, got shape {shape}")
+    if header.get_data_dtype().kind not in "buif":
+        raise ValueError(f"{path} must hold real numbers, got {header.get_data_dtype()}")
     _check_spacing(path, header)
     affine = header.get_best_affine()
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, save_plans
-from jaxmamba3d.data.preprocessing import preprocess_dataset
-from jaxmamba3d.data.splits import cases_in_folds, load_splits, make_splits
-from jaxmamba3d.files import check_writable, load_json, write_json
+from jaxmamba3d.data.preprocessed import preprocess_dataset
+from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
+from jaxmamba3d.files import FileIdentities, check_writable, load_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Workspace:
     folder: Path
     dataset: Dataset
     plans: Plans
-    splits: Sequence[dict[str, list[str]]]
+    splits: Sequence[Split]
 
     @property
     def in_folds(self) -> Dataset:
@@ -132,7 +132,8 @@ def plan_workspace(
     save_plans(plans, folder / PLANS)
     write_json(folder / SPLITS, splits)
     # Last, because its presence says that the rest is complete.
-    write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb})
+    cases = {case.name: case.identity() for case in dataset.cases}
+    write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb, "cases": cases})
     for name, chosen in plans.configurations.items():
         facts = f"spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
@@ -155,17 +156,55 @@ def _check_channels(plans: Plans, dataset: Dataset, plans_file: str | Path) -> N
 
 
 def open_workspace(folder: str | Path) -> Workspace:
-    """The work folder that `plan_workspace` made.
+    """The work folder that `plan_workspace` made; warns of cases that were added or changed since.
 
     Raises:
         FileNotFoundError: it is not one.
+        ValueError: cases of its splits are no longer in the dataset.
     """
     folder = Path(folder)
     if not (folder / SOURCE).is_file():
         raise FileNotFoundError(f"{folder}: not a work folder; make one with `jaxmamba3d plan`")
-    dataset = read_dataset(load_json(folder / SOURCE, "a dataset's path")["dataset"])
+    source = load_json(folder / SOURCE, "a dataset's path")
+    dataset = read_dataset(source["dataset"])
+    planned = source.get("cases", {})
     names = [case.name for case in dataset.cases]
-    return Workspace(folder, dataset, load_plans(folder / PLANS), load_splits(folder / SPLITS, names))
+    gone = sorted(planned.keys() - set(names))
+    splits = load_splits(folder / SPLITS, [*names, *gone])
+    _check_cases(folder, dataset, planned, splits)
+    return Workspace(folder, dataset, load_plans(folder / PLANS), splits)
+
+
+def _check_cases(
+    folder: Path, dataset: Dataset, planned: Mapping[str, FileIdentities], splits: Sequence[Split]
+) -> None:
+    """Says what became of the dataset since it was planned; earlier versions kept no record: `planned` {}."""
+    again = "plan into a new work folder"
+    used = cases_in_folds(splits)
+    now = {case.name: case for case in dataset.cases}
+    gone = sorted(used - now.keys())
+    wish = f"of cases that {dataset.folder} has: put them back, or {again}"
+    check_that(not gone, f"{folder / SPLITS}", wish, f"{', '.join(gone)}, gone since it was planned")
+    if not planned:
+        return
+    if added := sorted(now.keys() - planned.keys() - used):
+        logger.warning(
+            "%s came to %s after it was planned and are in no fold, so they are not trained on; add them to "
+            "%s, or %s",
+            ", ".join(added),
+            dataset.folder,
+            folder / SPLITS,
+            again,
+        )
+    changed = [name for name in now if name in planned and now[name].identity() != planned[name]]
+    if changed:
+        logger.warning(
+            "files of %s in %s changed after it was planned; the plans are kept as they are: %s if other "
+            "spacings, sizes or intensities are to count",
+            ", ".join(changed),
+            dataset.folder,
+            again,
+        )
 
 
 def _check_source(folder: Path, wanted: dict[str, object]) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxmamba3d.data import Case
-from jaxmamba3d.files import write_json
+from jaxmamba3d.files import identify, write_json
 
 RECORD = "finished_cases.json"
 
@@ -54,17 +54,11 @@ class FinishedCases:
         return [
             case
             for case in cases
-            if self.images.get(case.name) != _identity(case)
+            if self.images.get(case.name) != identify(case.images)
             or not all((self.folder / f"{case.name}{ending}").is_file() for ending in self.endings)
         ]
 
     def add(self, case: Case) -> None:
         """Notes that a case's output is whole."""
-        self.images[case.name] = _identity(case)
+        self.images[case.name] = identify(case.images)
         write_json(self.folder / RECORD, {"digest": self.digest, "images": self.images})
-
-
-def _identity(case: Case) -> list:
-    """Path, size and time of each image, which a changed file does not keep."""
-    stats = [(path, path.stat()) for path in case.images]
-    return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]

@@ -85,6 +85,23 @@ def test_a_description_that_is_no_json_object(tmp_path, text):
         read_dataset(tmp_path)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_description(tmp_path):
+    path = write_decathlon(tmp_path / "data") / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_dataset(path.parent).cases) == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [(b'"right"}', b'"right",}', r"line 1 column \d+"), (b"MRI", b"MR\xff", r"byte 0xff in position \d+")],
+)
+def test_where_a_description_is_no_json(tmp_path, old, new, place):
+    path = write_decathlon(tmp_path / "data") / "dataset.json"
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(ValueError, match=rf"dataset\.json must hold a .* as JSON, got .*{place}"):
+        read_dataset(path.parent)
+
+
 def test_a_case_listed_twice(tmp_path):
     folder = write_decathlon(tmp_path / "data")
     entry = {"image": "./imagesTr/case_1.nii.gz", "label": "./labelsTr/case_1.nii.gz"}

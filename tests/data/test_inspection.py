@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti, write_nnunet
 
-from jaxmamba3d.data.dataset import read_dataset
-from jaxmamba3d.data.inspection import check_dataset
+from jaxmamba3d.data.dataset import find_images, read_dataset
+from jaxmamba3d.data.inspection import check_dataset, check_images
 
 
 def message_of(folder) -> list[str]:
@@ -109,3 +109,55 @@ def test_worker_processes_find_the_same(tmp_path):
     (folder / "labelsTr" / "case_4.nii.gz").unlink()
     with pytest.raises(ValueError, match=r"1 of 5 cases .*\ncase_4: .*no such file"):
         check_dataset(read_dataset(folder), processes=2)
+
+
+def test_images_to_predict_are_checked_by_their_headers(tmp_path):
+    images = write_nnunet(tmp_path / "data", cases=9, channels=2) / "imagesTr"
+    cases = find_images(images, 2)
+    check_images(cases, 2)
+    image, _ = image_and_label(0, 2)
+    first, second = image[..., 0], image[..., 1]
+
+    def spoil(number, array, affine=AFFINE):
+        return write_nifti(images / f"case_{number}_0001.nii.gz", array, affine)
+
+    spoil(0, first).unlink()
+    spoil(1, first).write_bytes(b"not gzip")
+    path = spoil(2, first)
+    path.write_bytes(path.read_bytes()[:40])
+    spoil(3, first[0])
+    spoil(4, image)
+    spoil(5, second[:-1])
+    moved = AFFINE.copy()
+    moved[0, 3] = 4
+    spoil(6, second, moved)
+    spoil(7, second, np.diag([1, 1.5, 2000, 1]))
+    with pytest.raises(ValueError) as caught:
+        check_images(cases, 2)
+    title, *lines = str(caught.value).splitlines()
+    assert title == "8 of 9 cases are bad; mend or remove them:"
+    for number, (line, words) in enumerate(
+        zip(
+            lines,
+            (
+                "no such file",
+                "Not a gzipped file",
+                "must be a whole NIfTI file, got 'Compressed file ended",
+                "must be 3D, or 4D with the channels last, got shape (14, 10)",
+                "must be 3D because each channel has its file, got shape (12, 14, 10, 2)",
+                "shape [12, 14, 10], got [11, 14, 10]",
+                "affine, got one that differs by up to 4 mm",
+                "must have a spacing from 0.001 to 100 mm along each axis, got [1.0, 1.5, 2000.0]",
+            ),
+            strict=True,
+        )
+    ):
+        assert line.startswith(f"case_{number}: ")
+        assert f"case_{number}_0001.nii.gz" in line
+        assert words in line
+
+
+def test_another_number_of_channels_than_the_net_takes(tmp_path):
+    cases = find_images(write_decathlon(tmp_path / "data", cases=1, channels=3) / "imagesTr", 2)
+    with pytest.raises(ValueError, match=r"case_0: .*case_0\.nii\.gz must be of 2 channels, got 3"):
+        check_images(cases, 2)

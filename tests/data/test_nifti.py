@@ -205,6 +205,53 @@ class TestDamagedFiles:
         refused(read, path, "spacing above 0 mm", rf"got \[0\.69\d+, {size}, 2\.5\]")
 
 
+def with_header(path, **fields):
+    """Sets fields of a saved file's header as they are, past nibabel's checks."""
+    content = path.read_bytes()
+    header = nibabel.Nifti1Header(content[:348])
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + content[348:])
+    return path
+
+
+@pytest.mark.parametrize("read", [read_volume, read_label])
+class TestImplausibleSpacing:
+    @pytest.mark.parametrize("size", [1e-6, 7e-4, 101, 1e4])
+    def test_sizes_that_were_not_meant_in_mm(self, tmp_path, read, size):
+        path = with_header(save(tmp_path / "size.nii"), pixdim=[1, 0.7, size, 2.5, 0, 0, 0, 0])
+        refused(read, path, r"spacing from 0\.001 to 100 mm", "mend the header's pixdim")
+
+    @pytest.mark.parametrize("size", [1e-3, 100])
+    def test_extreme_sizes(self, tmp_path, read, size):
+        read(with_header(save(tmp_path / "size.nii"), pixdim=[1, 0.7, size, 2.5, 0, 0, 0, 0]))
+
+    @pytest.mark.parametrize(("code", "unit"), [(1, "meter"), (3, "micron")])
+    def test_other_units(self, tmp_path, read, code, unit):
+        path = with_header(save(tmp_path / "unit.nii"), xyzt_units=code | 8)
+        refused(
+            read, path, f"spacing in mm, got {unit}s", "convert the header's pixdim, affine and xyzt_units"
+        )
+
+    @pytest.mark.parametrize("code", [0, 7])
+    def test_no_unit_is_taken_for_mm(self, tmp_path, read, code):
+        read(with_header(save(tmp_path / "unit.nii"), xyzt_units=code))
+
+
+@pytest.mark.parametrize("read", [read_volume, read_label])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+)
+def test_files_that_cannot_be_read(tmp_path, monkeypatch, read, error):
+    path = save(tmp_path / "locked.nii.gz")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(gzip, "open", fail)
+    refused(read, path, "a file that can be read", f"got '{error.strerror}'", "see to its permissions")
+
+
 def test_colours_are_refused(tmp_path):
     colours = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     refused(read_volume, save(tmp_path / "rgb.nii.gz", colours), "real numbers", "'R'")

@@ -31,6 +31,7 @@ def cases(tmp_path_factory):
             label=label,
             centres=Centres(tuple(foreground_table(label, [(1,), (2,)]))),
             properties={},
+            identity=[],
         )
     return folder
 

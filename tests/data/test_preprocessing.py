@@ -20,7 +20,8 @@ from jaxmamba3d.data.cases import Case
 from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.patches import foreground_table
 from jaxmamba3d.data.plans import load_plans
-from jaxmamba3d.data.preprocessing import preprocess_case, preprocess_dataset
+from jaxmamba3d.data.preprocessed import preprocess_dataset
+from jaxmamba3d.data.preprocessing import preprocess_case
 
 GEOMETRY_OF_NNUNET = {"sitk_stuff", "class_locations"}
 
@@ -169,5 +170,5 @@ def test_output_of_other_plans_is_refused(phantoms, tmp_path):
 
 
 def test_workers_do_not_import_jax():
-    program = "import sys, jaxmamba3d.data.preprocessing; sys.exit('jax' in sys.modules)"
+    program = "import sys, jaxmamba3d.data.preprocessed; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,14 +1,25 @@
 """The work folder: planned once, found again, and never mixed up with another dataset's."""
 
+import contextlib
+import errno
 import json
+import logging
 
+import numpy as np
 import pytest
 from nnunet_golden import recorded
-from small_datasets import write_decathlon, write_nnunet
+from small_datasets import change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 
-from jaxmamba3d.data.case_files import open_case
+from jaxmamba3d.data import fingerprint
+from jaxmamba3d.data.case_files import open_case, read_centres
 from jaxmamba3d.data.plans import load_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
+
+
+@pytest.fixture(autouse=True)
+def few_intensities(monkeypatch):
+    """A planned dataset takes seconds otherwise, however small it is."""
+    monkeypatch.setattr(fingerprint, "INTENSITY_SAMPLES", 6000)
 
 
 @pytest.fixture
@@ -97,3 +108,156 @@ def test_a_bad_dataset_leaves_no_work_folder(dataset, tmp_path):
     with pytest.raises(ValueError, match="1 of 6 cases"):
         plan_workspace(dataset, tmp_path / "work", processes=1)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_case_without_foreground_is_one(dataset, tmp_path):
+    path = dataset / "labelsTr" / "case_2.nii.gz"
+    _, label = image_and_label(2)
+    write_nifti(path, np.zeros_like(label))
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    folder = workspace.preprocess(processes=1) / "case_2"
+    assert read_centres(folder).structures == ()
+    assert (open_case(folder).label == 0).all()
+
+
+def test_a_dataset_without_foreground_is_refused(dataset, tmp_path):
+    for number in range(6):
+        _, label = image_and_label(number)
+        write_nifti(dataset / "labelsTr" / f"case_{number}.nii.gz", np.zeros_like(label))
+    with pytest.raises(ValueError, match=r"labels of .* must be above 0 in at least one case, got 0 alone"):
+        plan_workspace(dataset, tmp_path / "work", processes=1)
+    assert not (tmp_path / "work").exists()
+
+
+resource = pytest.importorskip("resource")  # not on Windows
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """As a full disk does, but with another errno: worker processes inherit the limit."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_room_for_a_case(dataset, tmp_path, processes):
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    message = r"case_\d could not be written: .*; make room and start again, what is whole is kept"
+    with files_of_at_most(4000), pytest.raises(OSError, match=message):
+        workspace.preprocess(processes=processes)
+    folder = workspace.cases_folder("3d_fullres")
+    assert [path.name for path in folder.iterdir()] == ["configuration.json"]
+    workspace.preprocess(processes=1)
+    assert len(list(folder.iterdir())) == 7
+
+
+def test_no_room_for_a_new_version_of_a_case(dataset, tmp_path, monkeypatch):
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    folder = workspace.preprocess(processes=1)
+    (dataset / "imagesTr" / "case_0.nii.gz").touch()
+
+    def full_disk(path, array):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full_disk)
+    with pytest.raises(OSError, match=r"case_0 could not be written: No space left on device; make room"):
+        workspace.preprocess(processes=1)
+    assert open_case(folder / "case_0").image.size
+    assert not list(folder.glob(".*"))
+
+
+class TestADatasetThatChanged:
+    @pytest.fixture
+    def work(self, dataset, tmp_path):
+        plan_workspace(dataset, tmp_path / "work", processes=1).preprocess(processes=1)
+        return tmp_path / "work"
+
+    @staticmethod
+    def list_cases(dataset, numbers):
+        training = [{part: f"./{part}sTr/case_{n}.nii.gz" for part in ("image", "label")} for n in numbers]
+        change_json(dataset / "dataset.json", training=training, numTraining=len(training))
+
+    def test_nothing_changed(self, dataset, work, caplog):
+        with caplog.at_level(logging.WARNING):
+            plan_workspace(dataset, work, processes=1)
+        assert not caplog.records
+
+    def test_an_added_case_is_in_no_fold(self, dataset, work, caplog):
+        image, label = image_and_label(6)
+        write_nifti(dataset / "imagesTr" / "case_6.nii.gz", image[..., 0])
+        write_nifti(dataset / "labelsTr" / "case_6.nii.gz", label)
+        self.list_cases(dataset, range(7))
+        with caplog.at_level(logging.WARNING):
+            workspace = open_workspace(work)
+        (record,) = caplog.records
+        assert record.message.startswith("case_6 came to ")
+        assert "in no fold" in record.message
+        assert "add them to" in record.message
+        assert "new work folder" in record.message
+
+        # Whoever follows the advice hears no more of it.
+        workspace.preprocess(processes=1)
+        splits = json.loads((work / "splits_final.json").read_text())
+        splits[0]["train"].append("case_6")
+        (work / "splits_final.json").write_text(json.dumps(splits))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            workspace = open_workspace(work)
+        assert not caplog.records
+        assert (workspace.cases_folder("3d_fullres") / "case_6" / "image.npy").is_file()
+
+    def test_a_case_of_the_splits_is_gone(self, dataset, work):
+        self.list_cases(dataset, range(5))
+        with pytest.raises(
+            ValueError, match=r"splits_final\.json must be of cases that .* got case_5, gone since"
+        ):
+            open_workspace(work)
+
+    def test_a_changed_case_is_preprocessed_again(self, dataset, work, caplog):
+        cases = work / "3d_fullres"
+        before = {path.name: path.stat().st_ino for path in cases.iterdir()}
+        image, _ = image_and_label(20)
+        write_nifti(dataset / "imagesTr" / "case_2.nii.gz", image[..., 0])
+        with caplog.at_level(logging.INFO):
+            open_workspace(work).preprocess(processes=1)
+        assert "files of case_2 in" in caplog.text
+        assert "the plans are kept" in caplog.text
+        assert "files of case_2 changed since they were preprocessed" in caplog.text
+        after = {path.name: path.stat().st_ino for path in cases.iterdir()}
+        assert after.keys() == before.keys()
+        assert {name for name in after if after[name] != before[name]} == {"case_2"}
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            open_workspace(work).preprocess(processes=1)
+        assert "6 of 6 cases are preprocessed already" in caplog.text
+
+    def test_a_case_that_turned_bad_keeps_its_former_self(self, dataset, work):
+        _, label = image_and_label(2)
+        label[0, 0, 0] = 9
+        write_nifti(dataset / "labelsTr" / "case_2.nii.gz", label)
+        with pytest.raises(ValueError, match=r"1 of 6 cases are bad: case_2: label values \[9\] of .*"):
+            open_workspace(work).preprocess(processes=1)
+        assert (work / "3d_fullres" / "case_2" / "image.npy").is_file()
+
+    def test_a_case_without_all_its_files_is_made_again(self, work, caplog):
+        missing = work / "3d_fullres" / "case_1" / "label.npy"
+        missing.unlink()
+        with caplog.at_level(logging.INFO):
+            open_workspace(work).preprocess(processes=1)
+        assert "5 of 6 cases are preprocessed already" in caplog.text
+        assert missing.is_file()
+
+    def test_a_case_that_left_is_not_used(self, dataset, tmp_path, caplog):
+        splits = [{"train": ["case_0"], "val": ["case_1"]}]
+        (dataset / "splits_final.json").write_text(json.dumps(splits))
+        work = tmp_path / "work"
+        plan_workspace(dataset, work, processes=1).preprocess(processes=1)
+        self.list_cases(dataset, range(5))
+        with caplog.at_level(logging.INFO):
+            open_workspace(work).preprocess(processes=1)
+        assert "case_5 are no cases of" in caplog.text
