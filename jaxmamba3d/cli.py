@@ -26,7 +26,7 @@ def plan(
     output: Path,
     plans: Path | None = None,
     splits: Path | None = None,
-    memory_gb: float = 8.0,
+    memory: float | None = None,
     processes: Processes = None,
 ) -> None:
     """Check a dataset and plan spacing, patch size, normalisation and net for it.
@@ -37,12 +37,12 @@ def plan(
         plans: an nnUNetPlans.json to take instead of planning.
         splits: a splits_final.json to take instead of the 5-fold rule; cases that it leaves out are test
             cases.
-        memory_gb: device memory to plan for.
+        memory: device memory to plan for in GB; default: nnU-Net's 8.
     """
     from jaxmamba3d.data import plan_workspace
 
     plan_workspace(
-        dataset, output, plans_file=plans, splits_file=splits, memory_gb=memory_gb, processes=processes
+        dataset, output, plans_file=plans, splits_file=splits, memory_gb=memory, processes=processes
     )
 
 
@@ -111,7 +111,7 @@ def evaluate(
     output: Path | None = None,
     protocol: str = "default",
 ) -> None:
-    """Score segmentations: Dice and HD95 for each case and class as CSV, JSON and Markdown.
+    """Score segmentations: Dice and HD95 for each case and class as CSV, JSON, Markdown and LaTeX.
 
     Args:
         predictions: folder of CASE.nii.gz.
@@ -125,6 +125,58 @@ def evaluate(
     output = output or predictions / "scores"
     evaluate_folders(predictions, labels, output, protocol=protocol)
     sys.stdout.write((output / "summary.md").read_text())
+
+
+def compare(
+    models: Positional[tuple[Path, ...]],
+    /,
+    output: Path,
+    names: tuple[str, ...] = (),
+    common_cases: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    images: Path | None = None,
+    labels: Path | None = None,
+    predictions: tuple[Path, ...] = (),
+    cases: tuple[str, ...] = (),
+    rows: int = 4,
+    channel: int = 0,
+) -> None:
+    """Put models side by side: a table of Dice and HD95, and with --images and --labels a figure of errors.
+
+    Args:
+        models: folders of scores, of predictions that were scored, or of runs, whose folds are put together.
+        output: folder of comparison.md, comparison.csv, comparison.tex and comparison.png.
+        names: of the models; default: their folders'.
+        common_cases: leave out cases that not all models were scored on.
+        images: folder of the cases' images, for the figure.
+        labels: folder of the true CASE.nii.gz, for the figure.
+        predictions: a folder of CASE.nii.gz for each model; default: where the scores were found.
+        cases: to draw; default: from the worst to the best by Dice, evenly.
+        rows: how many cases to draw unless they are named.
+        channel: of the images to draw.
+    """
+    from jaxmamba3d.evaluation import (
+        comparable,
+        compare_models,
+        comparison_figure,
+        find_models,
+        read_comparison_cases,
+        telling_cases,
+    )
+
+    check_that((images is None) == (labels is None), "images and labels", "given both or neither", "one")
+    found = comparable(find_models(models, names), common_cases=common_cases)
+    compare_models(found, output)
+    if images is not None:
+        drawn = read_comparison_cases(
+            found,
+            cases or telling_cases(found, rows),
+            images,
+            labels,
+            predictions=predictions,
+            channel=channel,
+        )
+        comparison_figure(drawn, output / "comparison.png", class_names=found[0].protocol.names)
+    sys.stdout.write((output / "comparison.md").read_text())
 
 
 def import_weights(
@@ -284,6 +336,7 @@ COMMANDS = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "compare": compare,
     "import-weights": import_weights,
     "bench": bench,
 }

@@ -145,6 +145,7 @@ class DataConfig:
         work: folder of plans and preprocessed cases; None: `work` inside the run folder.
         plans: an nnUNetPlans.json to use instead of planning.
         splits: a splits_final.json to use instead of the 5-fold rule; cases left out are test cases.
+        memory_gb: device memory that planning aims at; None: what `work` was planned for, else 8.
         configuration: the plans' configuration.
         fold: which split is validated on.
         patch_size, batch_size: override the plans'.
@@ -159,6 +160,7 @@ class DataConfig:
     work: str | None = None
     plans: str | None = None
     splits: str | None = None
+    memory_gb: float | None = None
     configuration: str = "3d_fullres"
     fold: int = 0
     patch_size: Triple | None = None
@@ -178,8 +180,9 @@ class DataConfig:
         if self.patch_size is not None:
             valid = len(self.patch_size) == 3 and min(self.patch_size) >= 1
             check_that(valid, "data.patch_size", "three sizes >= 1", self.patch_size)
-        if self.processes is not None:
-            check_positive("data.processes", self.processes)
+        for name in ("memory_gb", "processes"):
+            if getattr(self, name) is not None:
+                check_positive(f"data.{name}", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)

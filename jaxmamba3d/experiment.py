@@ -83,7 +83,12 @@ def prepare(config: ExperimentConfig) -> Workspace:
         raise FileNotFoundError(f"{data.dataset}: no such dataset folder; {advice}")
     work = Path(data.work or Path(config.output) / "work")
     workspace = plan_workspace(
-        data.dataset, work, plans_file=data.plans, splits_file=data.splits, processes=data.processes
+        data.dataset,
+        work,
+        plans_file=data.plans,
+        splits_file=data.splits,
+        memory_gb=data.memory_gb,
+        processes=data.processes,
     )
     workspace.split(data.fold)
     workspace.preprocess(data.configuration, processes=data.processes)

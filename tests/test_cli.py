@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from real_data import ROOT
-from small_datasets import write_decathlon
+from small_datasets import image_and_label, write_decathlon, write_nifti
 
 from jaxmamba3d import cli, training
 from jaxmamba3d.nets import read_weights
@@ -87,6 +87,23 @@ def test_the_whole_way_step_by_step(command, tmp_path):
         np.testing.assert_array_equal(probabilities.argmax(0), labels.T)
 
 
+def test_models_are_compared(command, tmp_path):
+    write_decathlon(tmp_path / "data", cases=3)
+    for model, shift in (("good", 0), ("bad", 2)):
+        for number in range(3):
+            label = np.roll(image_and_label(number)[1], shift, axis=0)
+            write_nifti(tmp_path / model / f"case_{number}.nii.gz", label)
+        assert command("evaluate", model, "data/labelsTr")[0] in (None, 0)
+    figure = ("--images", "data/imagesTr", "--labels", "data/labelsTr", "--rows", "2")
+    message, out = command("compare", "good", "bad", "--output", "out", *figure)
+    assert message in (None, 0)
+    assert "| good | **1.0000** ± 0.0000 |" in out
+    names = {f"comparison.{ending}" for ending in ("md", "csv", "tex", "png")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    message, _ = command("compare", "good", "bad", "--output", "out", "--images", "data/imagesTr")
+    assert message == "error: images and labels must be given both or neither, got one"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +113,10 @@ def test_the_whole_way_step_by_step(command, tmp_path):
         (("train", "nowhere.py"), "nowhere.py: no such config file"),
         (("predict", "nowhere", "--input", "a", "--output", "b"), "nowhere: not a run folder"),
         (("evaluate", "nowhere", "labels"), "nowhere"),
+        (
+            ("compare", "nowhere", "--output", "out"),
+            "nowhere: no summary.json, scores/summary.json",
+        ),
         (
             ("import-weights", "w.pth", "--output", "r", "--plans", "p.json", "--dataset-json", "d.json"),
             "w.pth: no such file of weights",

@@ -11,7 +11,7 @@ from jaxmamba3d.data.cases import Dataset
 from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset
-from jaxmamba3d.data.planning import plan_dataset
+from jaxmamba3d.data.planning import REFERENCE_GB, plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
@@ -79,7 +79,7 @@ def plan_workspace(
     *,
     plans_file: str | Path | None = None,
     splits_file: str | Path | None = None,
-    memory_gb: float = 8.0,
+    memory_gb: float | None = None,
     processes: int | None = None,
 ) -> Workspace:
     """Checks a dataset, plans it and writes the decisions into a work folder, unless that is done already.
@@ -90,7 +90,8 @@ def plan_workspace(
         plans_file: an nnUNetPlans.json to take instead of planning.
         splits_file: a splits_final.json; None: the dataset's own if it has one, else 5 folds. Cases that it
             does not name are test cases: checked, but neither planned for nor preprocessed.
-        memory_gb: device memory that the plans aim at.
+        memory_gb: device memory that the plans aim at; None: whatever the folder was planned for, else
+            nnU-Net's 8 GB.
         processes: worker processes; None: one for each core.
 
     Raises:
@@ -99,7 +100,8 @@ def plan_workspace(
     """
     folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
     if (folder / SOURCE).is_file():
-        _check_source(folder, {"dataset": str(dataset_folder), "memory_gb": memory_gb})
+        wanted = {"dataset": str(dataset_folder)} | ({} if memory_gb is None else {"memory_gb": memory_gb})
+        _check_source(folder, wanted)
         workspace = open_workspace(folder)
         if plans_file is not None:
             same = load_plans(plans_file) == workspace.plans
@@ -109,6 +111,7 @@ def plan_workspace(
             check_that(same, f"work folder {folder}", f"split by {splits_file}", "other splits")
         return workspace
     check_writable(folder, "work folder")
+    memory_gb = REFERENCE_GB if memory_gb is None else memory_gb
     dataset = read_dataset(dataset_folder)
     names = [case.name for case in dataset.cases]
     own_splits = dataset_folder / SPLITS

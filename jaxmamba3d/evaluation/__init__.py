@@ -1,6 +1,8 @@
 """Scores and pictures of segmentations; runs on the host alone."""
 
 from jaxmamba3d.evaluation.comparison import compare_models
+from jaxmamba3d.evaluation.comparison_cases import read_comparison_cases, telling_cases
+from jaxmamba3d.evaluation.error_maps import ComparisonCase, comparison_figure
 from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance, surface_distances
 from jaxmamba3d.evaluation.postprocessing import (
@@ -11,7 +13,7 @@ from jaxmamba3d.evaluation.postprocessing import (
 )
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.report import evaluate_folders, evaluate_pairs
-from jaxmamba3d.evaluation.scored_models import ScoredModel, find_models
+from jaxmamba3d.evaluation.scored_models import ScoredModel, comparable, find_models
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import Pair
 from jaxmamba3d.evaluation.summary import Evaluation, Statistic
@@ -19,6 +21,7 @@ from jaxmamba3d.evaluation.summary_files import read_evaluation
 
 __all__ = [
     "PROTOCOLS",
+    "ComparisonCase",
     "Evaluation",
     "OverlayCase",
     "Pair",
@@ -29,7 +32,9 @@ __all__ = [
     "Statistic",
     "apply_postprocessing",
     "choose_postprocessing",
+    "comparable",
     "compare_models",
+    "comparison_figure",
     "dataset_protocol",
     "dice",
     "evaluate_folders",
@@ -39,8 +44,10 @@ __all__ = [
     "hausdorff95",
     "normalized_surface_distance",
     "overlay_figure",
+    "read_comparison_cases",
     "read_evaluation",
     "score_case",
     "surface_distances",
+    "telling_cases",
     "write_postprocessed",
 ]

@@ -38,9 +38,7 @@ Row = dict[tuple[str, str], Entry]
 """(structure or "mean", metric) -> entry."""
 
 
-def compare_models(
-    models: Sequence[ScoredModel], output: str | Path, *, common_cases: bool = False
-) -> dict[str, Row]:
+def compare_models(models: Sequence[ScoredModel], output: str | Path) -> dict[str, Row]:
     """Writes `comparison.md`, `comparison.csv` and `comparison.tex`: a row a model.
 
     Columns are Dice and HD95, in the protocol's unit first, for each structure and their mean. The best of
@@ -49,7 +47,6 @@ def compare_models(
     Args:
         models: from `find_models`.
         output: folder; made if missing.
-        common_cases: see `comparable`.
 
     Returns:
         model -> its row.
@@ -57,17 +54,16 @@ def compare_models(
     Raises:
         ValueError: the models cannot be compared; see `comparable`.
     """
-    models = comparable(models, common_cases=common_cases)
+    models = comparable(models)
     check_writable(output, "output")
     protocol = models[0].protocol
     metrics = {"dice": "Dice", **hd95_columns(protocol)}
     rows = {model.name: _row(model, metrics) for model in models}
-    folds = {model.name: len(model.evaluations) for model in models}
     table = _table(rows, metrics, protocol)
     title = f"Models: protocol {protocol.name}, {len(models[0].cases)} cases"
-    legend = "Mean ± standard deviation over the cases of all folds"
-    if max(folds.values()) > 1:
-        legend += " (± over the means of the folds)"
+    legend = "Mean ± standard deviation over the cases"
+    if max(len(model.evaluations) for model in models) > 1:
+        legend += " of all folds (± over the means of the folds)"
     legend += f"; the last columns are means over the structures. {conventions_of(protocol)}"
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)

@@ -7,26 +7,28 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.evaluation.metrics import dice
+from jaxmamba3d.evaluation.panels import (
+    add_legend,
+    colour_of,
+    fill,
+    fullest_slice,
+    outline,
+    page,
+    panel_height,
+    pixel_size,
+    show_image,
+)
 from jaxmamba3d.files import replacing
 
-# Bright on grey, neighbours far apart in hue; label values beyond the list start over.
-COLOURS = (
-    "#ff5a5f", "#3fa7ff", "#ffd23f", "#42d392", "#c77dff", "#ff9f43", "#2ee6d6",
-    "#ff7ac6", "#a3e635", "#8f9bff", "#e8a87c", "#c2255c", "#b08968", "#7fb8a4",
-)  # fmt: skip
 BACKGROUND, INK = "#101216", "#e8eaed"
-FILL = 0.35
 # Inches.
-PANEL, GAP, MARGIN, TITLE, LEGEND_LINE = 3.0, 0.08, 0.15, 0.34, 0.28
-DPI = 130
+PANEL, TITLE = 3.0, 0.34
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,31 +91,20 @@ def overlay_figure(
     labels = sorted({label for row in rows for label in row.labels})
     names = {label: (class_names or {}).get(label, f"label {label}") for label in labels}
 
-    width = 2 * MARGIN + 3 * PANEL + 2 * GAP
     per_line = 5
-    legend = LEGEND_LINE * -(-(len(labels) + 1) // per_line)
-    height = MARGIN + sum(TITLE + row.height for row in rows) + legend + MARGIN
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
-    top = height - MARGIN
-    for row in rows:
-        panels = []
-        for column in range(3):
-            left, bottom = MARGIN + column * (PANEL + GAP), top - TITLE - row.height
-            box = (left / width, bottom / height, PANEL / width, row.height / height)
-            panels.append(figure.add_axes(box))
-        _draw(row, panels)
-        top -= TITLE + row.height
-    handles = [Patch(facecolor=_colour(label), label=name) for label, name in names.items()]
-    handles.append(Line2D([], [], color="white", linewidth=1, label="outline of the truth"))
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=min(per_line, len(handles)),
-        frameon=False,
-        labelcolor=INK,
-        fontsize=9,
-        borderaxespad=0.3,
+    figure, panels = page(
+        [row.height for row in rows],
+        columns=3,
+        panel=PANEL,
+        title=TITLE,
+        legend_lines=-(-(len(labels) + 1) // per_line),
+        background=BACKGROUND,
     )
+    for row, its_panels in zip(rows, panels, strict=True):
+        _draw(row, its_panels)
+    handles = [Patch(facecolor=colour_of(label), label=name) for label, name in names.items()]
+    handles.append(Line2D([], [], color="white", linewidth=1, label="outline of the truth"))
+    add_legend(figure, handles, per_line=per_line, ink=INK)
     with replacing(path) as unfinished:
         FigureCanvasAgg(figure).print_png(unfinished)
 
@@ -137,68 +128,30 @@ class _Row:
         labels = tuple(int(n) for n in np.union1d(np.unique(truth), np.unique(prediction)) if n > 0)
         scores = [dice(prediction == label, truth == label) for label in labels]
         score = f"mean Dice {np.mean(scores):.3f}" if scores else "no foreground"
-        index = _fullest_slice(truth, prediction, axis)
+        index = fullest_slice((truth, prediction), axis)
         volume = case.image[..., case.channel] if case.image.ndim == 4 else case.image
         image, truth, prediction = (np.take(array, index, axis) for array in (volume, truth, prediction))
-        row_mm, column_mm = (case.spacing[a] for a in range(3) if a != axis)
-        proportion = image.shape[0] * row_mm / (image.shape[1] * column_mm)
+        pixel = pixel_size(case.spacing, axis)
         return cls(
             title=f"{case.name}   slice {index + 1} of {case.truth.shape[axis]}   {score}",
             image=image,
             truth=truth,
             prediction=prediction,
             labels=labels,
-            aspect=row_mm / column_mm,
-            # Very long or flat slices are shown smaller instead of stretching the page.
-            height=PANEL * float(np.clip(proportion, 0.3, 1.5)),
+            aspect=pixel[0] / pixel[1],
+            height=panel_height(image.shape, pixel, PANEL),
         )
-
-
-def _fullest_slice(truth: np.ndarray, prediction: np.ndarray, axis: int) -> int:
-    others = tuple(a for a in range(3) if a != axis)
-    for labels in (truth, prediction):
-        voxels = np.count_nonzero(labels > 0, axis=others)
-        if voxels.any():
-            return int(voxels.argmax())
-    return truth.shape[axis] // 2
 
 
 def _draw(row: _Row, panels: Sequence[Axes]) -> None:
-    low, high = np.percentile(row.image, (1, 99))
     for panel, heading in zip(panels, ("image", "truth", "prediction"), strict=True):
-        # NIfTI's axes point to the front of the body and up: the first row belongs at the bottom.
-        panel.imshow(
-            row.image,
-            cmap="gray",
-            vmin=low,
-            vmax=high,
-            origin="lower",
-            aspect=row.aspect,
-            interpolation="bilinear",
-        )
-        panel.set_axis_off()
-        panel.autoscale(False)  # outlines reach beyond the picture
+        show_image(panel, row.image, row.aspect)
         text = panel.text(0.02, 0.98, heading, transform=panel.transAxes, va="top", color=INK, fontsize=8)
         text.set_path_effects([withStroke(linewidth=2, foreground=BACKGROUND)])
     panels[0].set_title(row.title, loc="left", color=INK, fontsize=10)
     for panel, labels in ((panels[1], row.truth), (panels[2], row.prediction)):
-        overlay = np.zeros((*labels.shape, 4))
+        fill(panel, [(labels == label, colour_of(label)) for label in row.labels], row.aspect)
         for label in row.labels:
-            overlay[labels == label] = to_rgba(_colour(label), FILL)
-        panel.imshow(overlay, origin="lower", aspect=row.aspect, interpolation="nearest")
-        for label in row.labels:
-            _outline(panel, labels == label, _colour(label), 1.2)
+            outline(panel, labels == label, colour_of(label), 1.2)
     for label in row.labels:
-        _outline(panels[2], row.truth == label, "white", 0.7)
-
-
-def _outline(panel: Axes, mask: np.ndarray, colour: str, linewidth: float) -> None:
-    """Lines along the pixel edges of a mask, through its border with the picture too."""
-    if mask.any():
-        padded = np.pad(mask.astype(float), 1)
-        rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
-        panel.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=linewidth)
-
-
-def _colour(label: int) -> str:
-    return COLOURS[(label - 1) % len(COLOURS)]
+        outline(panels[2], row.truth == label, "white", 0.7)

@@ -50,6 +50,11 @@ class Protocol:
             check_choice("hd95_one_absent", self.hd95_one_absent, ("diagonal",))
 
     @property
+    def names(self) -> dict[int, str]:
+        """The name of each label value that is a structure of its own."""
+        return {labels[0]: name for name, labels in self.classes.items() if len(labels) == 1}
+
+    @property
     def declared_labels(self) -> frozenset[int]:
         """Every label value that may occur in a segmentation."""
         scored = {label for labels in self.classes.values() for label in labels}

@@ -8,7 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from jaxmamba3d.evaluation import Protocol, compare_models, evaluate_folders, find_models, read_evaluation
+from jaxmamba3d.evaluation import (
+    Protocol,
+    comparable,
+    compare_models,
+    evaluate_folders,
+    find_models,
+    read_evaluation,
+)
 
 SHAPE = (10, 9, 8)
 PROTOCOL = Protocol("two", {"a_core": (1,), "whole": (1, 2)}, hd95_unit="voxels")
@@ -106,7 +113,7 @@ def test_runs_are_compared_over_all_cases_and_over_folds(tmp_path):
         assert float(row["whole dice fold_sd"]) == pytest.approx(np.std([*map(np.mean, values)], ddof=1))
         means = [fold.mean["dice"] for fold in folds]
         assert float(row["mean dice fold_sd"]) == pytest.approx(np.std(means, ddof=1))
-    assert "(± over the means of the folds)" in (tmp_path / "out" / "comparison.md").read_text()
+    assert "of all folds (± over the means of the folds)" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_predictions_scored_in_place_are_found(models):
@@ -124,7 +131,8 @@ def test_what_cannot_be_compared(models, tmp_path):
     )
     with pytest.raises(ValueError, match=wish):
         compare_models(find_models([models[0], third], ["x", "y"]), out)
-    rows = compare_models(find_models([models[0], third], ["x", "y"]), out, common_cases=True)
+    both = comparable(find_models([models[0], third], ["x", "y"]), common_cases=True)
+    rows = compare_models(both, out)
     assert repr(rows["x"]) == repr(rows["y"])
     assert rows_of(out)[0]["cases"] == "2"
 

@@ -5,10 +5,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from jaxmamba3d.evaluation import figures
+from jaxmamba3d.evaluation import figures, panels
 from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
 
-INCH = figures.DPI
+INCH = panels.DPI
 SHAPE = (6, 20, 30)
 
 
@@ -33,9 +33,9 @@ def drawn(tmp_path, cases, **options):
 
 def panel(picture, column):
     """The pixels of a one-row figure's panel."""
-    left = (figures.MARGIN + column * (figures.PANEL + figures.GAP)) * INCH
-    top = (figures.MARGIN + figures.TITLE) * INCH
-    height = picture.shape[0] - (2 * figures.MARGIN + figures.TITLE + figures.LEGEND_LINE) * INCH
+    left = (panels.MARGIN + column * (figures.PANEL + panels.GAP)) * INCH
+    top = (panels.MARGIN + figures.TITLE) * INCH
+    height = picture.shape[0] - (2 * panels.MARGIN + figures.TITLE + panels.LEGEND_LINE) * INCH
     inside = (
         slice(int(top) + 3, int(top + height) - 3),
         slice(int(left) + 3, int(left + figures.PANEL * INCH) - 3),
@@ -60,7 +60,7 @@ def test_rows_add_to_the_height_and_keep_proportions(tmp_path):
 def test_fill_and_outline_are_the_labels(tmp_path):
     image = np.zeros(SHAPE)
     picture = drawn(tmp_path, [case(block(1), block(2), image)])
-    black_under = {label: figures.FILL * np.array(to_rgb(figures._colour(label))) for label in (1, 2)}
+    black_under = {label: panels.FILL * np.array(to_rgb(panels.colour_of(label))) for label in (1, 2)}
     filled = 10 * 20 / (20 * 30)
     for column, label, other in ((1, 1, 2), (2, 2, 1)):
         pixels = panel(picture, column)
@@ -69,7 +69,7 @@ def test_fill_and_outline_are_the_labels(tmp_path):
         lower = pixels[len(pixels) // 2 :]  # array rows go up
         assert share_of(lower, black_under[label]) == pytest.approx(filled * 2 * 0.8, rel=0.12)
         assert share_of(pixels, black_under[other]) == 0
-        assert share_of(pixels, figures._colour(other)) == 0
+        assert share_of(pixels, panels.colour_of(other)) == 0
     assert share_of(panel(picture, 0), "black") > 0.9
     assert share_of(panel(picture, 2), "white") > share_of(panel(picture, 1), "white")
 
@@ -117,14 +117,14 @@ def test_channel_is_chosen(tmp_path):
 
 def test_title_scores_the_whole_volume_and_legend_names_labels(tmp_path, monkeypatch):
     texts = []
-    original = figures.Figure.legend
+    original = panels.Figure.legend
 
     def record(figure, **options):
         texts.extend(handle.get_label() for handle in options["handles"])
         texts.extend(axes.get_title(loc="left") for axes in figure.axes)
         return original(figure, **options)
 
-    monkeypatch.setattr(figures.Figure, "legend", record)
+    monkeypatch.setattr(panels.Figure, "legend", record)
     truth, prediction = block(1) + block(2, 0), block(1)
     drawn(tmp_path, [case(truth, prediction), case()], class_names={2: "rim"})
     assert texts[:3] == ["label 1", "rim", "outline of the truth"]
@@ -136,7 +136,7 @@ def test_title_scores_the_whole_volume_and_legend_names_labels(tmp_path, monkeyp
 def test_odd_shapes_are_drawn(tmp_path, shape):
     labels = np.ones(shape, int) * 15
     picture = drawn(tmp_path, [case(labels, image=np.zeros(shape), spacing=(10, 4, 3))])
-    assert share_of(panel(picture, 1), figures.FILL * np.array(to_rgb(figures.COLOURS[0]))) > 0.08
+    assert share_of(panel(picture, 1), panels.FILL * np.array(to_rgb(panels.COLOURS[0]))) > 0.08
 
 
 def test_errors_name_the_argument(tmp_path):

@@ -1,0 +1,105 @@
+"""Comparison figures: what is marked and how it is headed."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from jaxmamba3d.evaluation import ComparisonCase, comparison_figure, error_maps, panels
+
+SHAPE = (5, 24, 24)
+
+
+def square(label, rows, columns, index=2):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[index, slice(*rows), slice(*columns)] = label
+    return labels
+
+
+TRUTH = square(1, (8, 16), (8, 16))
+
+
+def drawn(tmp_path, predictions, truth=TRUTH, image=None, **options):
+    """The pixels of the panels of one row, black image."""
+    image = np.zeros(SHAPE) if image is None else image
+    case = ComparisonCase("case", image, truth, predictions, dict.fromkeys(predictions, 0.5), **options)
+    comparison_figure([case], tmp_path / "figure.png")
+    picture = imread(tmp_path / "figure.png")[..., :3]
+    top = int((panels.MARGIN + error_maps.TITLE) * panels.DPI)
+    width = int(error_maps.PANEL * panels.DPI)
+    columns = [n * (error_maps.PANEL + panels.GAP) for n in range(2 + len(predictions))]
+    lefts = [int((panels.MARGIN + column) * panels.DPI) for column in columns]
+    return [picture[top + 3 : top + width - 3, left + 3 : left + width - 3] for left in lefts]
+
+
+def share_of(pixels, colour):
+    """Of pixels tinted by an error, over black."""
+    return np.mean(np.abs(pixels - error_maps.ERROR_OPACITY * np.array(to_rgb(colour))).max(-1) < 0.02)
+
+
+def test_errors_are_marked_by_kind(tmp_path):
+    """The panels show the 8 x 8 square and 2 voxels around it: 144 voxels."""
+    predictions = {
+        "right": TRUTH,
+        "half": square(1, (8, 12), (8, 16)),
+        "none": square(1, (0, 0), (0, 0)),
+        "confused": np.where(TRUTH, 2, 0).astype(np.uint8),
+    }
+    image, truth, *found = drawn(tmp_path, predictions)
+    missed, confused = error_maps.MISSED, error_maps.CONFUSED
+    expected = {"right": {}, "half": {missed: 32}, "none": {missed: 64}, "confused": {confused: 64}}
+    for pixels, marks in zip(found, expected.values(), strict=True):
+        for colour in (error_maps.MADE_UP, error_maps.MISSED, error_maps.CONFUSED):
+            # The outline of the prediction takes a little of the area.
+            assert share_of(pixels, colour) == pytest.approx(marks.get(colour, 0) / 144, rel=0.12)
+    # Array rows go up: what the half lacks is on top.
+    assert share_of(found[1][: len(found[1]) // 2], error_maps.MISSED) == pytest.approx(32 / 72, rel=0.12)
+    assert share_of(image, error_maps.MISSED) == share_of(truth, error_maps.MISSED) == 0
+    filled = np.abs(truth - panels.FILL * np.array(to_rgb(panels.colour_of(1)))).max(-1) < 0.02
+    assert np.mean(filled) == pytest.approx(64 / 144, rel=0.12)
+
+
+def test_what_is_made_up_far_away_is_shown(tmp_path):
+    made_up = TRUTH + square(1, (0, 4), (0, 4))
+    *_, found = drawn(tmp_path, {"model": made_up})
+    # From voxel 0 to the square's end at 16, and a quarter of that more.
+    assert share_of(found, error_maps.MADE_UP) == pytest.approx(16 / 20**2, rel=0.15)
+    assert share_of(found[len(found) * 3 // 4 :, : len(found) // 4], error_maps.MADE_UP) > 0.5
+
+
+def test_ignored_voxels_are_no_error(tmp_path):
+    truth = TRUTH.copy()
+    truth[:, :12] = 3
+    *_, found = drawn(tmp_path, {"model": np.zeros(SHAPE, np.uint8)}, truth, ignore_label=3)
+    # What is left is 4 x 8, and 2 voxels around it.
+    assert share_of(found, error_maps.MISSED) > 0.2
+    *_, found = drawn(tmp_path, {"model": TRUTH}, truth, ignore_label=3)
+    assert share_of(found, error_maps.MADE_UP) == share_of(found, error_maps.MISSED) == 0
+
+
+def test_headings_are_models_and_scores(tmp_path, monkeypatch):
+    texts = []
+    original = panels.Figure.legend
+
+    def record(self, **options):
+        texts.append([handle.get_label() for handle in options["handles"]])
+        texts.extend([[axes.get_title(), *(text.get_text() for text in axes.texts)] for axes in self.axes])
+        return original(self, **options)
+
+    monkeypatch.setattr(panels.Figure, "legend", record)
+    predictions, dice = {"ours": TRUTH, "x": TRUTH}, {"ours": 0.12345, "x": np.nan}
+    case = ComparisonCase("c1", np.zeros(SHAPE), TRUTH, predictions, dice)
+    comparison_figure([case, case], tmp_path / "figure.png", class_names={1: "rim"})
+    assert texts[0][:4] == ["rim", "made up (false positive)", "missed (false negative)", "another class"]
+    assert texts[1:5] == [["input", "c1, slice 3"], ["truth", ""], ["ours", "Dice 0.123"], ["x", "-"]]
+    assert texts[5:7] == [["", "c1, slice 3"], ["", ""]]
+
+
+def test_errors_name_the_argument(tmp_path):
+    with pytest.raises(ValueError, match="cases must be at least one case, got none"):
+        comparison_figure([], tmp_path / "figure.png")
+    with pytest.raises(ValueError, match=r"model must have shape \[X, Y, Z\] of the image"):
+        ComparisonCase("c", np.zeros(SHAPE), TRUTH, {"model": TRUTH[1:]}, {"model": 1.0})
+    one, other = (ComparisonCase(n, np.zeros(SHAPE), TRUTH, {n: TRUTH}, {n: 1.0}) for n in "ab")
+    with pytest.raises(ValueError, match=r"models of b must be \['a'\], got \['b'\]"):
+        comparison_figure([one, other], tmp_path / "figure.png")
