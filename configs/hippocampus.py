@@ -17,7 +17,11 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         output="runs/hippocampus",
         data=DataConfig(
-            dataset="Task04_Hippocampus", patch_size=(32, 40, 32), batch_size=2, foreground_fraction=0.5
+            dataset="Task04_Hippocampus",
+            source="http://medicaldecathlon.com/ (Task04_Hippocampus)",
+            patch_size=(32, 40, 32),
+            batch_size=2,
+            foreground_fraction=0.5,
         ),
         net=NetOptions(
             name="segmamba",

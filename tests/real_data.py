@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+AUTHORS = ROOT / "configs" / "authors"
 
 
 def real_dataset(name: str) -> Path:

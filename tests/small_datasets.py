@@ -65,6 +65,30 @@ def write_nnunet(folder: Path, *, cases: int = 5, channels: int = 1, shape=SHAPE
     return folder
 
 
+def write_btcv(folder: Path, numbers=(1, 2, 21), shape=SHAPE) -> Path:
+    """RawData as Synapse ships BTCV's abdomen; returns it."""
+    for number in numbers:
+        image, label = image_and_label(number, 1, shape)
+        write_nifti(folder / "Training" / "img" / f"img{number:04d}.nii.gz", image[..., 0])
+        write_nifti(folder / "Training" / "label" / f"label{number:04d}.nii.gz", label)
+    write_nifti(folder / "Testing" / "img" / "img0061.nii.gz", image[..., 0])
+    return folder
+
+
+def write_acdc(folder: Path, patients: dict[str, tuple[int, int]], shape=SHAPE) -> Path:
+    """ACDC as it is shipped: part/patient -> numbers of the ED and ES frames, such as training/patient001."""
+    for place, (diastole, systole) in patients.items():
+        patient = Path(place).name
+        for frame in (diastole, systole):
+            image, label = image_and_label(frame, 1, shape)
+            write_nifti(folder / place / f"{patient}_frame{frame:02d}.nii.gz", image[..., 0])
+            write_nifti(folder / place / f"{patient}_frame{frame:02d}_gt.nii.gz", label)
+        write_nifti(folder / place / f"{patient}_4d.nii.gz", np.stack([image[..., 0]] * 3, -1))
+        info = f"ED: {diastole}\nES: {systole}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
+        (folder / place / "Info.cfg").write_text(info)
+    return folder
+
+
 def change_json(path: Path, **changes) -> None:
     """Sets keys of a JSON file; None removes one."""
     content = json.loads(path.read_text()) | changes

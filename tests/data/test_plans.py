@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from golden_data import GOLDEN
 from nnunet_golden import CHANNELS, recorded
+from real_data import AUTHORS
 from small_datasets import change_json
 
 from jaxmamba3d.data.cases import Case, Dataset
@@ -68,10 +69,10 @@ def test_fingerprints_are_the_recorded_ones(name, tmp_path):
     assert load_fingerprint(tmp_path / "fingerprint.json") == found
 
 
-@pytest.mark.parametrize("path", sorted((GOLDEN / "plans").glob("*.json")), ids=lambda p: p.stem)
-def test_the_authors_plans(path, tmp_path):
-    plans = load_plans(path)
-    full = json.loads((GOLDEN / "networks" / "full_configurations.json").read_text())[path.stem]
+@pytest.mark.parametrize("folder", sorted(AUTHORS.glob("Dataset*")), ids=lambda p: p.name)
+def test_the_authors_plans(folder, tmp_path):
+    plans = load_plans(folder / "nnUNetPlans.json")
+    full = json.loads((GOLDEN / "networks" / "full_configurations.json").read_text())[folder.name]
     found = plans.configurations["3d_fullres"]
     assert found.features == tuple(full["features"])
     assert found.strides == tuple(map(tuple, full["strides"]))

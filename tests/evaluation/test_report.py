@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 
 import nibabel
 import numpy as np
 import pytest
+from small_datasets import write_btcv
 
 from jaxmamba3d.evaluation import Protocol, evaluate_folders, read_evaluation
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance
@@ -124,6 +126,26 @@ def test_ignored_voxels_count_for_nothing(folders):
     assert score.dice == dice(ours, theirs)
     assert score.hd95_voxels == pytest.approx(hausdorff95(ours, theirs))
     assert score.prediction_voxels == ours.sum() < (predictions == 1).sum()
+
+
+def test_the_labels_of_a_dataset(tmp_path):
+    """Named as its cases, not as its files; cases without a prediction are left out."""
+    dataset = write_btcv(tmp_path / "RawData", numbers=(1, 2, 21))
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    for name, label in (("abdomen_001", "label0001"), ("abdomen_021", "label0021")):
+        shutil.copy(dataset / "Training" / "label" / f"{label}.nii.gz", predictions / f"{name}.nii.gz")
+    found = evaluate_folders(predictions, dataset, tmp_path / "scores", progress=False)
+    assert found.cases == ("abdomen_001", "abdomen_021")
+    assert list(found.structures)[:2] == ["spleen", "right kidney"]
+    assert found.structures["spleen"]["dice"].mean == 1
+    published = evaluate_folders(
+        predictions, dataset, tmp_path / "published", protocol="synapse8", progress=False
+    )
+    assert len(published.structures) == 8
+    shutil.copy(predictions / "abdomen_001.nii.gz", predictions / "abdomen_099.nii.gz")
+    with pytest.raises(ValueError, match=r"predictions in .* must be of cases of .*, got \['abdomen_099'\]"):
+        evaluate_folders(predictions, dataset, tmp_path / "scores", progress=False)
 
 
 def test_default_protocol(folders):

@@ -1,6 +1,7 @@
 """What a trained run predicts, and where it stops."""
 
 import dataclasses
+import logging
 
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ from jaxmamba3d.config import (
     PredictConfig,
 )
 from jaxmamba3d.data import Case, find_images, write_segmentation
+from jaxmamba3d.files import write_json
 
 
 def test_volumes_of_any_size_are_predicted(finished, tmp_path):
@@ -33,6 +35,28 @@ def test_volumes_of_any_size_are_predicted(finished, tmp_path):
             assert found.shape == image.shape
             np.testing.assert_allclose(found.affine, image.affine)
             assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
+
+
+def test_a_dataset_means_its_cases_in_no_fold(finished, dataset, tmp_path, caplog):
+    run, _ = finished
+    caplog.set_level(logging.INFO)
+
+    def names(run, folder):
+        return [case.name for case in experiment.cases_to_predict(run, folder)]
+
+    everything = [f"case_{n}" for n in range(5)]
+    assert names(run, dataset / "imagesTr") == everything
+    assert not caplog.text
+    assert names(run, dataset) == everything
+    assert "all 5 cases of" in caplog.text
+    folds = [{"train": ["case_0", "case_4"], "val": ["case_2"]}]
+    other = dataclasses.replace(run, folder=tmp_path)
+    write_json(tmp_path / "splits_final.json", folds)
+    assert names(other, dataset) == ["case_1", "case_3"]
+    assert "2 of 5 cases of" in caplog.text
+    assert names(other, dataset / "imagesTr") == everything
+    (tmp_path / "splits_final.json").unlink()  # as where weights were imported
+    assert names(other, dataset) == everything
 
 
 def test_an_interrupted_prediction_goes_on(finished, tmp_path, monkeypatch):

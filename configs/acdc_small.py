@@ -1,0 +1,30 @@
+"""ACDC on a laptop's CPU: the authors' plans and splits, a small network and a short training.
+
+python train.py configs/acdc_small.py --data.dataset PATH/TO/ACDC
+
+TABLE
+"""
+
+from dataclasses import replace
+
+import acdc
+
+from jaxmamba3d.config import ExperimentConfig, NetOptions, OptimConfig, PredictConfig, TrainConfig
+
+
+def get_config() -> ExperimentConfig:
+    config = acdc.get_config()
+    return replace(
+        config,
+        output="runs/acdc_small",
+        data=replace(config.data, patch_size=(16, 64, 64), foreground_fraction=0.5),
+        net=NetOptions(
+            name="segmamba",
+            features=(4, 16, 32, 64),
+            blocks_per_stage=(1, 1, 1, 1),
+            decoder_blocks_per_stage=(1, 1, 1),
+        ),
+        optim=OptimConfig(learning_rate=5e-3, schedule="one_cycle", schedule_unit="step"),
+        train=TrainConfig(epochs=10, steps_per_epoch=32, validation_steps=4, mirror_axes=()),
+        predict=PredictConfig(tile_step=0.75),
+    )
