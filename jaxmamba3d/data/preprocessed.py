@@ -63,7 +63,7 @@ def preprocess_dataset(
     if changed:
         logger.info("files of %s changed since they were preprocessed; once more", ", ".join(changed))
     if gone:
-        logger.info("%s are no cases of %s; they are not used", ", ".join(sorted(gone)), dataset.folder)
+        logger.info("%s are no cases of the folds of %s; not used", ", ".join(sorted(gone)), dataset.folder)
     if not todo:
         return
     work = functools.partial(

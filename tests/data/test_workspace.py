@@ -193,7 +193,7 @@ class TestADatasetThatChanged:
         write_nifti(dataset / "labelsTr" / "case_6.nii.gz", label)
         self.list_cases(dataset, range(7))
         with caplog.at_level(logging.WARNING):
-            workspace = open_workspace(work)
+            open_workspace(work)
         (record,) = caplog.records
         assert record.message.startswith("case_6 came to ")
         assert "in no fold" in record.message
@@ -201,7 +201,6 @@ class TestADatasetThatChanged:
         assert "new work folder" in record.message
 
         # Whoever follows the advice hears no more of it.
-        workspace.preprocess(processes=1)
         splits = json.loads((work / "splits_final.json").read_text())
         splits[0]["train"].append("case_6")
         (work / "splits_final.json").write_text(json.dumps(splits))
@@ -209,6 +208,7 @@ class TestADatasetThatChanged:
         with caplog.at_level(logging.WARNING):
             workspace = open_workspace(work)
         assert not caplog.records
+        workspace.preprocess(processes=1)
         assert (workspace.cases_folder("3d_fullres") / "case_6" / "image.npy").is_file()
 
     def test_a_case_of_the_splits_is_gone(self, dataset, work):
@@ -252,12 +252,9 @@ class TestADatasetThatChanged:
         assert "5 of 6 cases are preprocessed already" in caplog.text
         assert missing.is_file()
 
-    def test_a_case_that_left_is_not_used(self, dataset, tmp_path, caplog):
-        splits = [{"train": ["case_0"], "val": ["case_1"]}]
-        (dataset / "splits_final.json").write_text(json.dumps(splits))
-        work = tmp_path / "work"
-        plan_workspace(dataset, work, processes=1).preprocess(processes=1)
+    def test_a_case_that_left_is_not_used(self, dataset, work, caplog):
+        (work / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}]))
         self.list_cases(dataset, range(5))
         with caplog.at_level(logging.INFO):
             open_workspace(work).preprocess(processes=1)
-        assert "case_5 are no cases of" in caplog.text
+        assert "case_2, case_3, case_4, case_5 are no cases of the folds" in caplog.text
