@@ -81,7 +81,8 @@ def predict(
         folds: trained folds to average; default: all that are there.
         checkpoint: latest or best.
         no_mirroring: do not average over mirrored copies, an 8th of the work, whatever the run's config says.
-        probabilities: also write CASE.npz with the probabilities of all classes, [K, z, y, x].
+        probabilities: also write CASE.npz with the probabilities of all classes, [K, z, y, x], to which
+            no post-processing is done.
         no_postprocessing: keep all components, whatever raised Dice on the run's validation cases.
     """
     from jaxmamba3d import experiment

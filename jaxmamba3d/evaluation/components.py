@@ -1,9 +1,11 @@
-"""Connected components of masks."""
+"""Connected components of masks and segmentations."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.ndimage import find_objects, label
+
+from jaxmamba3d.evaluation.segmentations import Box, joint_box
 
 
 def smaller_components(mask: np.ndarray) -> np.ndarray:
@@ -18,28 +20,41 @@ def smaller_components(mask: np.ndarray) -> np.ndarray:
     Returns:
         [X, Y, Z], bool.
     """
-    smaller = np.zeros_like(mask)
-    if (box := find_objects(mask.view(np.uint8))) and box[0] is not None:
-        components, count = label(mask[box[0]], structure=np.ones((3,) * mask.ndim))
-        if count > 1:
-            sizes = np.bincount(components.ravel())
-            is_smaller = sizes < sizes[1:].max()
-            is_smaller[0] = False
-            smaller[box[0]] = is_smaller[components]
-    return smaller
+    components, count = label(mask, structure=np.ones((3,) * mask.ndim))
+    if count < 2:
+        return np.zeros_like(mask)
+    sizes = np.bincount(components.ravel())
+    is_smaller = sizes < sizes[1:].max()
+    is_smaller[0] = False
+    return is_smaller[components]
 
 
-def keep_largest(segmentation: np.ndarray, steps: Iterable[Sequence[int]]) -> np.ndarray:
+def boxes_of(segmentation: np.ndarray, structures: Iterable[Sequence[int]]) -> list[Box]:
+    """For each structure the smallest box that holds it, empty where it is absent.
+
+    Args:
+        segmentation: labels [X, Y, Z], whole numbers from 0.
+        structures: the label values whose union each is.
+    """
+    boxes = dict(enumerate(find_objects(segmentation), 1))
+    nothing = (slice(0),) * segmentation.ndim
+    return [
+        joint_box(box for value in values if (box := boxes.get(value))) or nothing for values in structures
+    ]
+
+
+def keep_largest(segmentation: np.ndarray, structures: Sequence[Sequence[int]]) -> np.ndarray:
     """Sets all but the largest components of structures to 0, one structure after the other.
 
     Args:
-        segmentation: labels [X, Y, Z], whole numbers.
-        steps: the label values whose union each structure is.
+        segmentation: labels [X, Y, Z], whole numbers from 0.
+        structures: the label values whose union each is.
 
     Returns:
         [X, Y, Z] of the same dtype; the argument is left as it is.
     """
     segmentation = segmentation.copy()
-    for values in steps:
-        segmentation[smaller_components(np.isin(segmentation, values))] = 0
+    for values, box in zip(structures, boxes_of(segmentation, structures), strict=True):
+        part = segmentation[box]
+        part[smaller_components(np.isin(part, values))] = 0
     return segmentation

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.evaluation.components import keep_largest, smaller_components
+from jaxmamba3d.evaluation.components import boxes_of, keep_largest, smaller_components
 from jaxmamba3d.evaluation.parallel import map_in_threads
-from jaxmamba3d.evaluation.segmentations import Pair, joint_box, read_segmentation
+from jaxmamba3d.evaluation.segmentations import Box, Pair, joint_box, read_segmentation
 from jaxmamba3d.labels import Labels
 
 
@@ -69,17 +69,17 @@ def _effects_on_case(
     ours, theirs = keep_largest(prediction.labels[box], steps), reference.labels[box]
     size = max(labels.declared) + 1
 
-    def counts(where: np.ndarray) -> np.ndarray:
-        both = ours[where].astype(np.int64) * size + theirs[where]
+    def counts(where: np.ndarray, box: Box) -> np.ndarray:
+        both = ours[box][where].astype(np.int64) * size + theirs[box][where]
         return np.bincount(both, minlength=size**2).reshape(size, size)
 
     counted = (ours > 0) | (theirs > 0)
     if labels.ignore is not None:
         counted &= theirs != labels.ignore
-    before, after, removed = counts(counted), [], []
-    for candidate in candidates:
-        smaller = smaller_components(np.isin(ours, candidate))
-        moved = counts(smaller & counted)
+    before, after, removed = counts(counted, (...,)), [], []
+    for candidate, part in zip(candidates, boxes_of(ours, candidates), strict=True):
+        smaller = smaller_components(np.isin(ours[part], candidate))
+        moved = counts(smaller & counted[part], part)
         without = before - moved
         without[0] += moved.sum(axis=0)
         after.append(without)

@@ -154,7 +154,7 @@ def _check_labels(model: ScoredModel, other: ScoredModel) -> None:
 
 def _name_of(folder: Path) -> str:
     folder = folder.resolve()
-    if folder.name == SCORES:
+    if folder.name.startswith(SCORES):
         folder = folder.parent
     inside_run = folder.name.startswith("fold_")
     return f"{folder.parent.name} {folder.name}" if inside_run else folder.name
@@ -162,5 +162,7 @@ def _name_of(folder: Path) -> str:
 
 def _predictions_of(scores: Path) -> Path:
     """Where `validate` and `evaluate` leave the segmentations that they score."""
-    validation = scores.parent / "validation"
+    validation = (
+        scores.parent / f"validation{scores.name.removeprefix(SCORES)}"
+    )  # "_postprocessed" or nothing
     return validation if validation.is_dir() else scores.parent

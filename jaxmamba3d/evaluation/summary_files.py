@@ -45,7 +45,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     try:
         scores = [Score(**_with_nan(score, Score)) for score in content["scores"]]
         return summarize(scores, _protocol(content["protocol"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} must hold scores that `jaxmamba3d evaluate` wrote, got {error!r}"
         ) from error

@@ -102,6 +102,14 @@ def test_runs_are_compared_over_all_cases_and_over_folds(tmp_path):
     found = find_models(runs)
     assert [model.name for model in found] == ["mine", "theirs"]
     assert found[0].predictions == tuple(runs[0] / f"fold_{n}" / "validation" for n in (0, 1))
+    one_fold = runs[0] / "fold_1"
+    shutil.copytree(one_fold / "validation", one_fold / "validation_postprocessed")
+    shutil.copytree(one_fold / "scores", one_fold / "scores_postprocessed")
+    (processed,) = find_models([one_fold / "scores_postprocessed"])
+    assert (processed.name, processed.predictions) == (
+        "mine fold_1",
+        (one_fold / "validation_postprocessed",),
+    )
     compare_models(found, tmp_path / "out")
     for row, run in zip(rows_of(tmp_path / "out"), runs, strict=True):
         folds = [read_evaluation(run / f"fold_{n}" / "scores") for n in (0, 1)]

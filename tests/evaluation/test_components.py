@@ -59,3 +59,4 @@ def test_steps_follow_each_other():
     assert kept.dtype == np.uint8
     np.testing.assert_array_equal(segmentation, before)
     np.testing.assert_array_equal(keep_largest(segmentation, []), before)
+    np.testing.assert_array_equal(keep_largest(segmentation, [(3,), (9, 4)]), before)

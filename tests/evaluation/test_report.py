@@ -196,9 +196,12 @@ def test_files_are_read_back(folders):
     for protocol in (TWO, "acdc"):
         evaluation = evaluate(folders, protocol=protocol)
         assert repr(read_evaluation(folders / "scores")) == repr(evaluation)  # NaN is not equal to NaN
-    (folders / "scores" / "summary.json").write_text('{"protocol": {}}')
-    with pytest.raises(ValueError, match=r"summary\.json must hold scores that `jaxmamba3d evaluate` wrote"):
-        read_evaluation(folders / "scores")
+    for content in ('{"protocol": {}}', '{"protocol": {}, "scores": [1]}', "[]"):
+        (folders / "scores" / "summary.json").write_text(content)
+        with pytest.raises(
+            ValueError, match=r"summary\.json must hold scores that `jaxmamba3d evaluate` wrote"
+        ):
+            read_evaluation(folders / "scores")
     with pytest.raises(FileNotFoundError, match=r"labels/summary\.json: no such file; it should hold"):
         read_evaluation(folders / "labels")
 
