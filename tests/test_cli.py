@@ -58,7 +58,7 @@ def test_the_whole_way_step_by_step(command, tmp_path):
             "predict",
             "run",
             "--input",
-            "data/imagesTr",
+            "data",
             "--output",
             "predictions",
             "--no-mirroring",
@@ -68,9 +68,10 @@ def test_the_whole_way_step_by_step(command, tmp_path):
     ):
         assert command(*arguments)[0] in (None, 0), arguments
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["seed"] == 3
-    message, out = command("evaluate", "predictions", "data/labelsTr", "--output", "scores")
-    assert message in (None, 0)
-    assert "| left |" in out
+    for labels in ("data/labelsTr", "data"):
+        message, out = command("evaluate", "predictions", labels, "--output", "scores")
+        assert message in (None, 0)
+        assert "| left |" in out
     assert {path.name for path in (tmp_path / "scores").iterdir()} == {
         "scores.csv",
         "summary.json",

@@ -118,10 +118,8 @@ def _read_acdc(folder: Path) -> Dataset:
         except (ValueError, OSError) as error:
             problems.append(str(error))
     if problems:
-        bad = (
-            f"{len(problems)} of {len(patients)} patients of {folder} are bad; copy them again or remove them"
-        )
-        raise ValueError(f"{bad}:\n" + "\n".join(problems))
+        bad = f"{len(problems)} of {len(patients)} patients of {folder} are bad"
+        raise ValueError(f"{bad}; copy them again or remove them:\n" + "\n".join(problems))
     folder = folder.resolve()
     _warn_of_missing(folder, len(patients), ACDC_PATIENTS.get(folder.name, len(patients)), "patients")
     return Dataset("ACDC", folder, ("cineMRI",), _labels(HEART), tuple(sorted(cases, key=lambda c: c.name)))
@@ -134,9 +132,10 @@ def _frames(info: Path) -> list[int]:
     lines = (line.partition(":") for line in info.read_text(errors="replace").splitlines())
     entries = {key.strip(): value.strip() for key, _, value in lines}
     found = {key: entries.get(key, "") for key in FRAMES}
-    wish = 'a file with a frame\'s number in the lines "ED: " and "ES: "'
-    check_that(all(value.isdecimal() for value in found.values()), str(info), wish, found)
-    return [int(value) for value in found.values()]
+    numbers = [int(value) for value in found.values() if value.isdecimal()]
+    wish = 'a file with the numbers of two frames in the lines "ED: " and "ES: "'
+    check_that(len(set(numbers)) == len(FRAMES), str(info), wish, found)
+    return numbers
 
 
 def _frame(patient: Path, frame: int) -> Case:

@@ -107,7 +107,8 @@ class TestAcdc:
     def test_patients_whose_frames_cannot_be_told(self, acdc):
         (acdc / "training" / "patient001" / "Info.cfg").unlink()
         (acdc / "training" / "patient002" / "Info.cfg").write_text("ED: 1\nGroup: DCM\n")
-        with pytest.raises(ValueError, match=r"2 of 3 patients .* are bad; copy them again") as caught:
+        (acdc / "training" / "patient090" / "Info.cfg").write_text("ED: 4\nES: 4\n")
+        with pytest.raises(ValueError, match=r"3 of 3 patients .* are bad; copy them again") as caught:
             read_dataset(acdc)
         assert re.search(
             r"patient001/Info\.cfg: missing; it says which frames are ED and ES", str(caught.value)
