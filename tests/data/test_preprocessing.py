@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import nibabel
 import numpy as np
@@ -58,6 +59,23 @@ def test_the_label_does_not_change_the_image():
     with_label, without = preprocess_case(images, label, plans), preprocess_case(images, None, plans)
     assert without.label is None
     np.testing.assert_array_equal(without.image, with_label.image)
+
+
+def test_an_image_is_in_memory_at_most_twice_where_nothing_is_resampled(tmp_path):
+    plans = load_plans(recorded("ctiso/nnUNetPlans.json"))
+    spacing = plans.configurations["3d_fullres"].spacing
+    backward = [spacing[axis] for axis in plans.transpose_backward]
+    path = tmp_path / "ct.nii.gz"
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (80, 90, 100)).astype(np.int16)
+    nibabel.Nifti1Image(voxels, np.diag([*backward[::-1], 1])).to_filename(path)
+    tracemalloc.start()
+    try:
+        done = preprocess_case([path], None, plans)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.3 * done.image.nbytes
+    assert done.image.size == voxels.size
 
 
 def test_bad_cases_are_refused(tmp_path):

@@ -1,5 +1,7 @@
 """The rules of resampling one by one; test_preprocessing.py and test_export.py compare whole cases."""
 
+import platform
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,6 +132,10 @@ def zoomed(array, shape, order):
 SIZES = st.integers(1, 12)
 
 
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"),
+    reason="elsewhere compilers may fuse scipy's multiplications and additions, which decides ties",
+)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**32 - 1),

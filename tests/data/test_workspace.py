@@ -129,12 +129,10 @@ def test_a_dataset_without_foreground_is_refused(dataset, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-resource = pytest.importorskip("resource")  # not on Windows
-
-
 @contextlib.contextmanager
 def files_of_at_most(size):
     """As a full disk does, but with another errno: worker processes inherit the limit."""
+    resource = pytest.importorskip("resource")  # Windows has none
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
     try:
