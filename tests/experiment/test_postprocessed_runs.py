@@ -40,7 +40,7 @@ def pretend(monkeypatch):
                 data[-1, -1, -1] = stray
                 nibabel.save(nibabel.Nifti1Image(data, label.affine), output / f"{case.name}.nii.gz")
 
-        monkeypatch.setattr(experiment, "predict", predict)
+        monkeypatch.setattr("jaxmamba3d.experiment.validation.predict", predict)
 
     return pretend
 

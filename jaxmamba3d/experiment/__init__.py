@@ -1,0 +1,9 @@
+"""The phases of an experiment: prepare, train, predict, validate."""
+
+from jaxmamba3d.experiment.experiment import run_experiment
+from jaxmamba3d.experiment.prediction import cases_to_predict, predict
+from jaxmamba3d.experiment.preparation import prepare
+from jaxmamba3d.experiment.training import train
+from jaxmamba3d.experiment.validation import validate
+
+__all__ = ["cases_to_predict", "predict", "prepare", "run_experiment", "train", "validate"]

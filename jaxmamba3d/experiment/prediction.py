@@ -1,0 +1,109 @@
+"""What trained folds predict."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from flax import nnx
+
+from jaxmamba3d.checks import check_choice, check_that
+from jaxmamba3d.data import Case, cases_in_folds, check_images, find_images, is_dataset, read_dataset
+from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
+from jaxmamba3d.files import check_writable
+from jaxmamba3d.inference import make_net_predictor, predict_cases
+from jaxmamba3d.run import Run
+from jaxmamba3d.training import restore_params
+
+logger = logging.getLogger(__name__)
+
+
+def cases_to_predict(run: Run, folder: str | Path) -> Sequence[Case]:
+    """The cases of a folder of images; of a dataset those in none of the run's folds, or all if all are.
+
+    Args:
+        run: the trained run.
+        folder: images alone, see `find_images`, or a dataset, see `read_dataset`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_images` and `read_dataset`.
+    """
+    if not is_dataset(folder):
+        return find_images(folder, run.net.in_channels)
+    cases = read_dataset(folder).cases
+    in_folds = cases_in_folds(run.splits())
+    unseen = [case for case in cases if case.name not in in_folds]
+    if not unseen:
+        logger.info("all %d cases of %s are in the run's folds; all are predicted", len(cases), folder)
+        return cases
+    if len(unseen) < len(cases):
+        what = "are in none of the run's folds; only these are predicted"
+        logger.info("%d of %d cases of %s %s", len(unseen), len(cases), folder, what)
+    return unseen
+
+
+def predict(
+    run: Run,
+    cases: Sequence[Case],
+    output: str | Path,
+    *,
+    folds: Sequence[int],
+    checkpoint: str = "latest",
+    mirroring: bool | None = None,
+    probabilities: bool = False,
+    postprocessing: Postprocessing | None = None,
+) -> None:
+    """Segments cases with the mean logits of trained folds, going on where an earlier call stopped; see
+    `predict_cases`.
+
+    Args:
+        run: the trained run.
+        cases: image files.
+        output: folder of the segmentations.
+        folds: which folds to average.
+        checkpoint: latest | best.
+        mirroring: average over mirrored copies; None: as the config says.
+        probabilities: also write CASE.npz with the probabilities of all classes.
+        postprocessing: which structures keep only their largest component, as `run.postprocessing()` has it.
+    """
+    check_choice("checkpoint", checkpoint, ("latest", "best"))
+    check_images(cases, run.net.in_channels)
+    inputs = {path.resolve().parent for case in cases for path in case.images}
+    apart = Path(output).resolve() not in inputs
+    check_that(apart, "output", "another folder than the images', which would be overwritten", str(output))
+    check_writable(output, "output")
+    net = run.abstract_net()
+    template = nnx.state(net, nnx.Param)
+    weights = [restore_params(run.fold_folder(fold) / "checkpoints", template, checkpoint) for fold in folds]
+    config = run.config
+    mirroring = config.predict.mirroring if mirroring is None else mirroring
+    mirror_axes = config.train.mirror_axes if mirroring else ()
+    predictor = make_net_predictor(
+        net,
+        run.configuration.patch_size,
+        run.net.num_classes,
+        mirror_axes=mirror_axes,
+        window_batch=config.predict.window_batch,
+    )
+    steps = postprocessing.steps if postprocessing else ()
+    if steps:
+        names = ", ".join(trial.structure for trial in postprocessing.trials if trial.kept)
+        logger.info("post-processing: only the largest component is kept of %s", names)
+    predict_cases(
+        predictor,
+        weights,
+        cases,
+        run.plans,
+        Path(output),
+        labels=run.labels,
+        configuration=config.data.configuration,
+        tile_step=config.predict.tile_step,
+        probabilities=probabilities,
+        postprocess=functools.partial(apply_postprocessing, decision=postprocessing) if steps else None,
+        settings={
+            "net": dataclasses.asdict(run.net),
+            "mirror_axes": mirror_axes,
+            "postprocessing": steps,
+        },
+    )

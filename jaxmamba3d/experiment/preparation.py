@@ -1,0 +1,34 @@
+"""The data of an experiment, checked, planned and preprocessed."""
+
+from pathlib import Path
+
+from jaxmamba3d.checks import check_that
+from jaxmamba3d.config import ExperimentConfig
+from jaxmamba3d.data import Workspace, plan_workspace, write_phantom_dataset
+from jaxmamba3d.files import check_writable
+from jaxmamba3d.training import make_optimizer
+
+
+def prepare(config: ExperimentConfig) -> Workspace:
+    """Makes the phantoms if asked for, checks and plans the dataset, and preprocesses its cases."""
+    data = config.data
+    check_writable(config.output, "output")
+    make_optimizer(config.optim, config.train)  # refuses schedules that do not fit the training
+    check_that(bool(data.dataset), "data.dataset", "the folder of the dataset", "nothing")
+    if data.phantoms is not None and not Path(data.dataset).exists():
+        write_phantom_dataset(data.dataset, data.phantoms)
+    if data.source is not None and not Path(data.dataset).is_dir():
+        advice = f"name it with --data.dataset, or get it from {data.source}"
+        raise FileNotFoundError(f"{data.dataset}: no such dataset folder; {advice}")
+    work = Path(data.work or Path(config.output) / "work")
+    workspace = plan_workspace(
+        data.dataset,
+        work,
+        plans_file=data.plans,
+        splits_file=data.splits,
+        memory_gb=data.memory_gb,
+        processes=data.processes,
+    )
+    workspace.split(data.fold)
+    workspace.preprocess(data.configuration, processes=data.processes)
+    return workspace
