@@ -37,7 +37,7 @@ def resample_affine(
     """
     shape = label.shape
     channels = image.shape[-1]
-    voxels, labels = image.reshape(-1, channels), label.reshape(-1)
+    voxels, labels = jnp.asarray(image).reshape(-1, channels), jnp.asarray(label).reshape(-1)
     rows, columns = (jnp.arange(n) - (n - 1) / 2 for n in size[1:])
     in_plane = rows[:, None, None] * matrix[:, 1] + columns[:, None] * matrix[:, 2]
     middle = jnp.array([(n - 1) / 2 for n in shape], jnp.float32)
