@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from jaxmamba3d.checks import check_shape, check_that
-from jaxmamba3d.evaluation.figures import BACKGROUND, COLOURS, INK
+from jaxmamba3d.evaluation.figures import BACKGROUND, INK
+from jaxmamba3d.evaluation.panels import COLOURS
 from jaxmamba3d.files import replacing
 
 PANEL, GAP, TITLE, MARGIN = 2.2, 0.1, 0.26, 0.15  # inches

@@ -41,7 +41,9 @@ def test_plans_are_the_recorded_ones(name):
             assert getattr(found, field.name) == getattr(expected, field.name), field.name
 
 
-@pytest.mark.parametrize("name", ["ct", "ctiso", "mrmask"])
+@pytest.mark.parametrize(
+    "name", ["ctiso", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ct", "mrmask"))]
+)
 def test_fingerprints_are_the_recorded_ones(name, tmp_path):
     raw = recorded(f"{name}/raw")
     cases = tuple(

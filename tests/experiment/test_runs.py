@@ -87,7 +87,7 @@ def test_doing_it_again_trains_no_more_and_scores_the_same(finished):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("killed_after_steps", [6, 9])
+@pytest.mark.parametrize("killed_after_steps", [6, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     finished, dataset, tmp_path, monkeypatch, killed_after_steps
 ):

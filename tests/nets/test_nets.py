@@ -99,7 +99,10 @@ def test_equals_the_official_network(name):
         assert difference <= 1e-4 * np.abs(value).max() + 1e-5 * largest, f"gradient of {key}: {difference}"
 
 
-@pytest.mark.parametrize("dataset", list(FULL))
+FIRST, *OTHERS = FULL
+
+
+@pytest.mark.parametrize("dataset", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_parameter_counts_of_the_paper(dataset, name):
     config = full_config(dataset, name)
@@ -159,6 +162,7 @@ def test_without_deep_supervision_the_first_output_comes_alone(trained):
     assert_close(alone, outputs[0], 1e-6)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number():
     config = dataclasses.replace(
         SMALL,
