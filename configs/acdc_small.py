@@ -2,7 +2,13 @@
 
 python train.py configs/acdc_small.py --data.dataset PATH/TO/ACDC
 
-Not measured yet.
+Fold 0, 128 cases to train on, 32 to score; 2 CPU cores shared with other work, 29 minutes of processor time:
+
+| net | Dice RV | Dice MLV | Dice LVC | mean Dice | mean HD95 (mm) |
+|---|---:|---:|---:|---:|---:|
+| segmamba | 0.522 | 0.376 | 0.596 | 0.498 | 167 |
+
+The heart is found, but so small a patch sees too little around it, and stray voxels are left far away from it.
 """
 
 from dataclasses import replace
