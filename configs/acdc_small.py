@@ -8,7 +8,7 @@ Fold 0, 128 cases to train on, 32 to score; 2 CPU cores shared with other work, 
 |---|---:|---:|---:|---:|---:|
 | segmamba | 0.522 | 0.376 | 0.596 | 0.498 | 167 |
 
-The heart is found, but so small a patch sees too little around it, and stray voxels are left far away from it.
+The heart is found, but so small a patch sees too little around it, and stray voxels are left far away.
 """
 
 from dataclasses import replace
