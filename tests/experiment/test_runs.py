@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             return next(self.batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "training_batches", dying)
+        patch.setattr("jaxmamba3d.experiment.training.training_batches", dying)
         with pytest.raises(Killed):
             experiment.run_experiment(config)
     resumed = experiment.run_experiment(config)
