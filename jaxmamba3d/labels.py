@@ -8,6 +8,8 @@ from typing import Any
 from jaxmamba3d.checks import check_that
 
 BACKGROUND, IGNORE = "background", "ignore"
+OUTSIDE = -1
+"""Label of preprocessed voxels outside the body; it becomes background when a patch is read."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ class Labels:
 
     @property
     def annotated(self) -> tuple[int, ...]:
-        """The values of preprocessed voxels that count: all but `ignore`, and -1 outside the body."""
-        return (-1, *self.values)
+        """The values of preprocessed voxels that count: all but `ignore`, and those outside the body."""
+        return (OUTSIDE, *self.values)
 
 
 def _values(entry: Any) -> tuple[int, ...]:

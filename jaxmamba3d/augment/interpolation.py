@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmamba3d.augment.outside import OUTSIDE
 from jaxmamba3d.augment.plan import Triple
+from jaxmamba3d.labels import OUTSIDE
 
 
 def resample_affine(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-OUTSIDE = -1
+from jaxmamba3d.labels import OUTSIDE
 
 
 def blank_outside(

@@ -4,11 +4,9 @@ import numpy as np
 from scipy import ndimage
 
 from jaxmamba3d.checks import check_shape
+from jaxmamba3d.labels import OUTSIDE
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-OUTSIDE = -1
-"""Label of voxels inside the box but outside the mask; it becomes background when a patch is read."""
 
 
 def crop_to_nonzero(image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, Box]:

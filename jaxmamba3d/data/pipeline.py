@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxmamba3d.checks import check_positive, check_that
 from jaxmamba3d.data.case_files import IMAGE, open_case, read_centres
-from jaxmamba3d.data.cropping import OUTSIDE
 from jaxmamba3d.data.patches import Triple, cut, draw_corner, is_forced
+from jaxmamba3d.labels import OUTSIDE
 
 # Samples until the stream ends: more than any training draws, and within int64 after any arithmetic on it.
 ENDLESS = 2**48

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxmamba3d.data.resampling import nearest_slices
+from jaxmamba3d.data.taps import taps_of
 
 
 class PlaneResampler:
@@ -52,14 +52,14 @@ class _Neighbours:
 
     def __init__(self, count: int, new_count: int, *, nearest: bool):
         self.unchanged = count == new_count
+        taps = taps_of(count, new_count)
         if nearest or self.unchanged:
-            self.low = nearest_slices(count, new_count)
+            self.low = self.high = taps.nearest
             self.weight = np.zeros(new_count)
         else:
-            centres = np.clip((np.arange(new_count) + 0.5) * (count / new_count) - 0.5, 0, count - 1)
-            self.low = np.floor(centres).astype(int)
-            self.weight = centres - self.low
-        self.high = self.low + (self.weight > 0)
+            self.low, self.high = taps.neighbours
+            # At the ends both neighbours are one voxel, which needs no mixing.
+            self.weight = np.where(self.low < self.high, taps.shares[1], 0)
 
     def interpolate(self, array: np.ndarray, axis: int) -> np.ndarray:
         if self.unchanged:

@@ -13,7 +13,6 @@ from jaxmamba3d.data.nifti import Volume, read_label, read_volume
 from jaxmamba3d.data.normalization import normalize
 from jaxmamba3d.data.plans import Configuration, Plans
 from jaxmamba3d.data.resampling import (
-    IMAGE_ORDER,
     resample_image,
     resample_label,
     resampled_shape,
@@ -105,7 +104,7 @@ def preprocess_volume(
     preprocessed = np.empty((*shape, channels), np.float32)
     for channel, values in enumerate(image):
         _normalize(values, label, channel, settings, plans)
-        preprocessed[..., channel] = resample_image(values, shape, axis, order=IMAGE_ORDER)
+        preprocessed[..., channel] = resample_image(values, shape, axis)
     properties = {
         "spacing": [float(size) for size in volume.spacing],
         "shape_before_cropping": list(whole),

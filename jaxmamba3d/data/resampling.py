@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
+from jaxmamba3d.data.taps import taps_of
 from jaxmamba3d.data.voting import vote
 
 ANISOTROPY_THRESHOLD = 3
-IMAGE_ORDER, LOGITS_ORDER = 3, 1
+IMAGE_ORDER = 3
 
 
 def resampled_shape(
@@ -41,14 +42,13 @@ def separate_axis(spacing: Sequence[float], new_spacing: Sequence[float]) -> int
     return None
 
 
-def resample_image(volume: np.ndarray, shape: Sequence[int], axis: int | None, *, order: int) -> np.ndarray:
-    """A volume of numbers at another shape.
+def resample_image(volume: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
+    """An image at another shape, by cubic splines.
 
     Args:
-        volume: [X, Y, Z], any float dtype.
+        volume: [X, Y, Z], float32 or float64.
         shape: the new shape.
         axis: what `separate_axis` says.
-        order: of the spline; `IMAGE_ORDER` or `LOGITS_ORDER`.
 
     Returns:
         an array of the new shape in the volume's dtype; the volume itself if it has that shape already.
@@ -56,7 +56,7 @@ def resample_image(volume: np.ndarray, shape: Sequence[int], axis: int | None, *
     Numerics: float64 inside, clipped to the minimum and maximum of what is interpolated (one slice under
     separate z), then rounded to the volume's dtype.
     """
-    return _resample(volume, tuple(shape), axis, lambda part, size: _zoom(part, size, order))
+    return _resample(volume, tuple(shape), axis, _zoom)
 
 
 def resample_label(volume: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
@@ -82,28 +82,19 @@ def _resample(volume: np.ndarray, shape: tuple[int, ...], axis: int | None, resi
     if volume.shape == shape:
         return volume
     if axis is None:
-        return resize(volume, shape).astype(volume.dtype, copy=False)
+        return resize(volume, shape)
     resampled = np.empty(shape, volume.dtype)
     slices, new_slices = np.moveaxis(volume, axis, 0), np.moveaxis(resampled, axis, 0)
-    source = nearest_slices(len(slices), len(new_slices))
+    source = taps_of(len(slices), len(new_slices)).nearest
     for index in np.unique(source):
         new_slices[source == index] = resize(slices[index], new_slices.shape[1:])
     return resampled
 
 
-def nearest_slices(count: int, new_count: int) -> np.ndarray:
-    """For each new slice the old one nearest to its centre, s * (i + 0.5) - 0.5; halves go up."""
-    centres = count / new_count * (np.arange(new_count) + 0.5) - 0.5
-    return np.clip(np.floor(centres + 0.5).astype(int), 0, count - 1)
-
-
-def _zoom(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
-    # scipy computes in float64 whatever it reads and writes. float16, which it does not know, goes through
-    # float64, for to float32 first would be to round twice.
-    known = array.dtype in (np.float32, np.float64)
-    zoomed = np.empty(shape, array.dtype if known else np.float64)
+def _zoom(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    # scipy computes in float64 whatever it reads and writes.
+    zoomed = np.empty(shape, array.dtype)
     # The reciprocal of a quotient, not the quotient: skimage's rounding.
     factors = [1 / (old / new) for old, new in zip(array.shape, shape, strict=True)]
-    source = array if known else array.astype(np.float64)
-    ndimage.zoom(source, factors, output=zoomed, order=order, mode="nearest", grid_mode=True)
+    ndimage.zoom(array, factors, output=zoomed, order=IMAGE_ORDER, mode="nearest", grid_mode=True)
     return np.clip(zoomed, array.min(), array.max(), out=zoomed)

@@ -7,25 +7,12 @@ mode="nearest", grid_mode=True)`.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from jaxmamba3d.data.taps import Taps, taps_of
+
 VOXELS_AT_ONCE = 2**19
-
-
-class Taps(NamedTuple):
-    """Where the voxels of a new axis fall on the old one.
-
-    Args:
-        neighbours: [2, n], the old voxels at either side; at the ends of the axis both are the same.
-        shares: [2, n] float64, of each in the new voxel.
-        nearest: [n], the old voxel at the smaller distance, the upper one of equals.
-    """
-
-    neighbours: np.ndarray
-    shares: np.ndarray
-    nearest: np.ndarray
 
 
 def vote(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -42,22 +29,13 @@ def vote(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     if label.ndim == 2:
         return vote(label[None], (1, *shape))[0]
-    taps = [_taps(old, new) for old, new in zip(label.shape, shape, strict=True)]
+    taps = [taps_of(old, new) for old, new in zip(label.shape, shape, strict=True)]
     winner = np.empty(shape, label.dtype)
     step = max(1, VOXELS_AT_ONCE // winner[0].size)
     for start in range(0, shape[0], step):
         first = Taps(*(part[..., start : start + step] for part in taps[0]))
         _vote_slab(label, (first, *taps[1:]), winner[start : start + step])
     return winner
-
-
-def _taps(count: int, new_count: int) -> Taps:
-    centres = (np.arange(new_count) + 0.5) * (count / new_count) - 0.5
-    below = np.floor(centres)
-    shares = 1 - (centres - below)
-    neighbours = np.stack([below, below + 1]).clip(0, count - 1).astype(np.intp)
-    nearest = np.floor(centres + 0.5).clip(0, count - 1).astype(np.intp)
-    return Taps(neighbours, np.stack([shares, 1 - shares]), nearest)
 
 
 def _vote_slab(label: np.ndarray, taps: Sequence[Taps], winner: np.ndarray) -> None:

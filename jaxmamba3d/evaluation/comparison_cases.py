@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data import read_label, read_volume
-from jaxmamba3d.data.dataset import ENDINGS
+from jaxmamba3d.data.cases import ENDINGS
 from jaxmamba3d.data.nifti import Volume
 from jaxmamba3d.evaluation.error_maps import ComparisonCase
 from jaxmamba3d.evaluation.scored_models import ScoredModel

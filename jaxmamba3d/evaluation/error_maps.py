@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -20,9 +19,9 @@ from jaxmamba3d.evaluation.panels import (
     page,
     panel_height,
     pixel_size,
+    save_page,
     show_image,
 )
-from jaxmamba3d.files import replacing
 
 PAPER, INK = "white", "#101216"
 # Of Okabe and Ito's palette: apart in brightness and in hue, with any colour vision.
@@ -117,8 +116,7 @@ def comparison_figure(
     for number, (row, its_panels) in enumerate(zip(rows, panels, strict=True)):
         _draw(row, its_panels, headings=number == 0)
     add_legend(figure, handles, per_line=columns, ink=INK)
-    with replacing(path) as unfinished:
-        FigureCanvasAgg(figure).print_png(unfinished)
+    save_page(figure, path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -22,9 +21,9 @@ from jaxmamba3d.evaluation.panels import (
     page,
     panel_height,
     pixel_size,
+    save_page,
     show_image,
 )
-from jaxmamba3d.files import replacing
 
 BACKGROUND, INK = "#101216", "#e8eaed"
 # Inches.
@@ -105,8 +104,7 @@ def overlay_figure(
     handles = [Patch(facecolor=colour_of(label), label=name) for label, name in names.items()]
     handles.append(Line2D([], [], color="white", linewidth=1, label="outline of the truth"))
     add_legend(figure, handles, per_line=per_line, ink=INK)
-    with replacing(path) as unfinished:
-        FigureCanvasAgg(figure).print_png(unfinished)
+    save_page(figure, path)
 
 
 @dataclasses.dataclass(frozen=True)

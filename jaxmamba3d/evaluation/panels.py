@@ -2,12 +2,16 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+
+from jaxmamba3d.files import replacing
 
 # Bright on grey, neighbours far apart in hue; label values beyond the list start over.
 COLOURS = (
@@ -63,6 +67,12 @@ def add_legend(figure: Figure, handles: Sequence[Artist], *, per_line: int, ink:
     )
 
 
+def save_page(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as PNG, whole or not at all; its folder must exist."""
+    with replacing(path) as unfinished:
+        FigureCanvasAgg(figure).print_png(unfinished)
+
+
 def panel_height(shape: Sequence[int], pixel: tuple[float, float], width: float) -> float:
     """Height (inches) of a panel of this width that shows a slice in its proportions.
 
@@ -93,7 +103,11 @@ def pixel_size(spacing: Sequence[float], axis: int) -> tuple[float, float]:
 
 
 def show_image(
-    panel: Axes, image: np.ndarray, aspect: float, window: tuple[float, float] | None = None
+    panel: Axes,
+    image: np.ndarray,
+    aspect: float,
+    window: tuple[float, float] | None = None,
+    interpolation: str = "bilinear",
 ) -> None:
     """Draws a slice in grey, its first row at the bottom.
 
@@ -104,10 +118,11 @@ def show_image(
         image: [rows, columns].
         aspect: height of a pixel by its width.
         window: values of black and white; None: the 1st and 99th percentile of the slice.
+        interpolation: matplotlib's, between pixels.
     """
     low, high = np.percentile(image, (1, 99)) if window is None else window
     panel.imshow(
-        image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="bilinear"
+        image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation=interpolation
     )
     panel.autoscale(False)  # outlines reach beyond the picture
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data import read_label, write_segmentation
-from jaxmamba3d.data.dataset import ENDINGS
+from jaxmamba3d.data.cases import ENDINGS
 from jaxmamba3d.evaluation.components import keep_largest
 from jaxmamba3d.evaluation.parallel import map_in_threads
 from jaxmamba3d.evaluation.removal_effects import Effects, effects_of, mean_dice

@@ -18,6 +18,7 @@ from jaxmamba3d.evaluation import (
 )
 from jaxmamba3d.experiment.prediction import predict
 from jaxmamba3d.files import write_json
+from jaxmamba3d.inference.predict import SEGMENTATION
 from jaxmamba3d.run import POSTPROCESSING, Run
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _validation_pairs(run: Run, workspace: Workspace, fold: int) -> list[Pair]:
 
 
 def _prediction_file(folder: Path, case: Case) -> Path:
-    return folder / f"{case.name}.nii.gz"
+    return folder / f"{case.name}{SEGMENTATION}"
 
 
 def _overlay(case: Case, predictions: Path, ignore_label: int | None) -> OverlayCase:

@@ -12,6 +12,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from jaxmamba3d.data import Case, Plans, PreprocessedCase, preprocess_case, write_segmentation
+from jaxmamba3d.data.cases import ENDINGS
 from jaxmamba3d.data.export import SegmentationExport
 from jaxmamba3d.data.nifti import Geometry
 from jaxmamba3d.files import replacing
@@ -22,7 +23,7 @@ from jaxmamba3d.labels import Labels
 
 logger = logging.getLogger(__name__)
 
-SEGMENTATION, PROBABILITIES = ".nii.gz", ".npz"
+SEGMENTATION, PROBABILITIES = ENDINGS[0], ".npz"
 EXPORT_BACKLOG = 8
 """Planes that may wait for their export."""
 

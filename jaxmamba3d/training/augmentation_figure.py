@@ -1,20 +1,25 @@
 """A picture of what augmentation does to a patch, for eyes."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.evaluation.figures import BACKGROUND, INK
-from jaxmamba3d.evaluation.panels import COLOURS
-from jaxmamba3d.files import replacing
+from jaxmamba3d.evaluation.panels import (
+    colour_of,
+    fullest_slice,
+    outline,
+    page,
+    panel_height,
+    pixel_size,
+    save_page,
+    show_image,
+)
 
-PANEL, GAP, TITLE, MARGIN = 2.2, 0.1, 0.26, 0.15  # inches
-DPI = 110
+PANEL, TITLE = 2.2, 0.26  # inches
 
 
 def augmentation_figure(
@@ -51,43 +56,25 @@ def augmentation_figure(
     channels = first_image.shape[-1]
     check_that(0 <= channel < channels, "channel", f"below {channels}", channel)
 
-    others = tuple(a for a in range(3) if a != axis)
-    index = int(np.count_nonzero(first_label > 0, axis=others).argmax())
-    window = np.percentile(np.take(first_image[..., channel], index, axis), (1, 99))
-    row_mm, column_mm = (spacing[a] for a in others)
-    shape = [first_label.shape[a] for a in others]
-    panel_height = PANEL * float(np.clip(shape[0] * row_mm / (shape[1] * column_mm), 0.3, 1.5))
+    index = fullest_slice([first_label], axis)
+    window = tuple(np.percentile(np.take(first_image[..., channel], index, axis), (1, 99)))
+    pixel = pixel_size(spacing, axis)
     columns = min(columns, len(patches))
-    rows = -(-len(patches) // columns)
-    width = 2 * MARGIN + columns * PANEL + (columns - 1) * GAP
-    height = 2 * MARGIN + rows * (panel_height + TITLE)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
-    for n, (title, (image, label)) in enumerate(patches.items()):
-        row, column = divmod(n, columns)
-        left = MARGIN + column * (PANEL + GAP)
-        bottom = height - MARGIN - (row + 1) * (panel_height + TITLE)
-        panel = figure.add_axes((left / width, bottom / height, PANEL / width, panel_height / height))
-        panel.imshow(
-            np.take(image[..., channel], index, axis),
-            cmap="gray",
-            vmin=window[0],
-            vmax=window[1],
-            origin="lower",
-            aspect=row_mm / column_mm,
-            interpolation="nearest",  # else noise and resolution would look better than they are
-        )
-        panel.set_axis_off()
-        panel.autoscale(False)
-        _outline(panel, np.take(label, index, axis))
-        text = panel.set_title(title, loc="left", color=INK, fontsize=8, pad=3)
-        text.set_path_effects([withStroke(linewidth=2, foreground=BACKGROUND)])
-    with replacing(path) as unfinished:
-        FigureCanvasAgg(figure).print_png(unfinished)
-
-
-def _outline(panel, label):
-    rows, columns = (np.arange(-1, n + 1) for n in label.shape)
-    for value in np.unique(label[label > 0]):
-        padded = np.pad((label == value).astype(float), 1)
-        colour = COLOURS[(int(value) - 1) % len(COLOURS)]
-        panel.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=1)
+    height = panel_height(np.take(first_label, index, axis).shape, pixel, PANEL)
+    figure, rows = page(
+        [height] * -(-len(patches) // columns),
+        columns=columns,
+        panel=PANEL,
+        title=TITLE,
+        legend_lines=0,
+        background=BACKGROUND,
+    )
+    panels = itertools.chain.from_iterable(rows)
+    for panel, (title, (image, label)) in zip(panels, patches.items(), strict=False):  # the last row has gaps
+        image, label = np.take(image[..., channel], index, axis), np.take(label, index, axis)
+        # Not smoothed, else noise and resolution would look better than they are.
+        show_image(panel, image, pixel[0] / pixel[1], window, interpolation="nearest")
+        for value in np.unique(label[label > 0]):
+            outline(panel, label == value, colour_of(int(value)), 1)
+        panel.set_title(title, loc="left", color=INK, fontsize=8, pad=3)
+    save_page(figure, path)
