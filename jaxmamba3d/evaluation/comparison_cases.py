@@ -12,6 +12,8 @@ from jaxmamba3d.data.nifti import Volume
 from jaxmamba3d.evaluation.error_maps import ComparisonCase
 from jaxmamba3d.evaluation.scored_models import ScoredModel
 
+ADVICE = "; name the folder of each model's segmentations with --predictions"
+
 
 def telling_cases(models: Sequence[ScoredModel], count: int) -> list[str]:
     """Cases from the worst to the best by the models' mean Dice, evenly over the ranking.
@@ -61,7 +63,9 @@ def read_comparison_cases(
     for case in cases:
         volume = _read_channel(Path(images), case, channel)
         truth, _ = read_label(_file_of(case, [Path(labels)]))
-        segmentations = {name: read_label(_file_of(case, folders))[0] for name, folders in places.items()}
+        segmentations = {
+            name: read_label(_file_of(case, folders, ADVICE))[0] for name, folders in places.items()
+        }
         found.append(
             ComparisonCase(
                 case,
@@ -86,9 +90,9 @@ def _read_channel(images: Path, case: str, channel: int) -> Volume:
         return volume
 
 
-def _file_of(case: str, folders: Sequence[Path]) -> Path:
+def _file_of(case: str, folders: Sequence[Path], advice: str = "") -> Path:
     files = [folder / f"{case}{ending}" for folder in folders for ending in ENDINGS]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"{case}{ENDINGS[0]}: no such file in {', '.join(map(str, folders))}")
+        raise FileNotFoundError(f"{case}{ENDINGS[0]}: no such file in {', '.join(map(str, folders))}{advice}")
     return found
