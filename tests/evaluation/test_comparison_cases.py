@@ -55,7 +55,8 @@ def test_cases_are_read_from_their_folders(models, tmp_path):
     np.testing.assert_array_equal(case.image, 5.0 + TRUTH)
     with pytest.raises(ValueError, match="channel must be below 2, got 2"):
         read_comparison_cases(models, ["c3"], tmp_path / "whole", folders[1], channel=2)
-    with pytest.raises(FileNotFoundError, match=r"c3\.nii\.gz: no such file in .*empty; name the folder .* with --predictions"):
+    missing = r"c3\.nii\.gz: no such file in .*empty; name the folder .* with --predictions"
+    with pytest.raises(FileNotFoundError, match=missing):
         read_comparison_cases(models, ["c3"], *folders, predictions=[tmp_path / "empty"] * 2)
     with pytest.raises(ValueError, match="cases must be among the scored ones, got c9"):
         read_comparison_cases(models, ["c9"], *folders)
