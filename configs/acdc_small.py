@@ -32,6 +32,13 @@ def get_config() -> ExperimentConfig:
             decoder_blocks_per_stage=(1, 1, 1),
         ),
         optim=OptimConfig(learning_rate=6e-3, schedule="one_cycle", schedule_unit="step"),
-        train=TrainConfig(epochs=24, steps_per_epoch=50, validation_steps=4, mirror_axes=()),
+        train=TrainConfig(
+            epochs=24,
+            steps_per_epoch=50,
+            validation_steps=4,
+            mirror_axes=(),
+            rotate_and_scale=False,
+            vary_intensities=False,
+        ),
         predict=PredictConfig(tile_step=0.75),
     )

@@ -29,5 +29,12 @@ def get_config() -> ExperimentConfig:
             name="segmamba", features=(8, 16, 32), blocks_per_stage=(1, 1, 1), decoder_blocks_per_stage=(1, 1)
         ),
         optim=OptimConfig(learning_rate=6e-3, schedule="one_cycle", schedule_unit="step"),
-        train=TrainConfig(epochs=12, steps_per_epoch=60, validation_steps=8, mirror_axes=()),
+        train=TrainConfig(
+            epochs=12,
+            steps_per_epoch=60,
+            validation_steps=8,
+            mirror_axes=(),
+            rotate_and_scale=False,
+            vary_intensities=False,
+        ),
     )

@@ -1,11 +1,15 @@
 """Checks of values and shapes; a failure is a ValueError that names argument, wish and find."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 
 class UnsupportedError(RuntimeError):
     """This backend or implementation cannot do what was asked; the message says why and what can."""
+
+
+class InterruptedTraining(Exception):
+    """A scheduler ended the training early; its state is saved, and the same command goes on from there."""
 
 
 def check_that(condition: bool, argument: str, wanted: str, found: Any) -> None:
@@ -22,6 +26,15 @@ def check_positive(argument: str, value: float) -> None:
 def check_choice(argument: str, value: Any, choices: Collection[Any]) -> None:
     """Raises ValueError unless value is one of the choices."""
     check_that(value in choices, argument, f"one of {', '.join(map(str, choices))}", repr(value))
+
+
+def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Where nested dictionaries differ, each place in a phrase: "net.name resunet there, segmamba here"."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+    elif there != here:
+        yield f"{name} {there} there, {here} here"
 
 
 def check_shape(argument: str, array: Any, legend: str, shape: tuple[int | None, ...]) -> None:

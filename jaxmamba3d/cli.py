@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_net, paper_shapes
-from jaxmamba3d.checks import UnsupportedError, check_that
+from jaxmamba3d.checks import InterruptedTraining, UnsupportedError, check_that
 from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS, DataConfig, ExperimentConfig, NetOptions
 
 Positional = tyro.conf.Positional
@@ -27,6 +27,7 @@ def plan(
     plans: Path | None = None,
     splits: Path | None = None,
     memory: float | None = None,
+    spacing: tuple[float, float, float] | None = None,
     processes: Processes = None,
 ) -> None:
     """Check a dataset and plan spacing, patch size, normalisation and net for it.
@@ -38,11 +39,18 @@ def plan(
         splits: a splits_final.json to take instead of the 5-fold rule; cases that it leaves out are test
             cases.
         memory: device memory to plan for in GB; default: nnU-Net's 8.
+        spacing: voxel size in mm in place of the planned one, in the order of the patch's axes.
     """
     from jaxmamba3d.data import plan_workspace
 
     plan_workspace(
-        dataset, output, plans_file=plans, splits_file=splits, memory_gb=memory, processes=processes
+        dataset,
+        output,
+        plans_file=plans,
+        splits_file=splits,
+        memory_gb=memory,
+        spacing=spacing,
+        processes=processes,
     )
 
 
@@ -217,7 +225,7 @@ def import_weights(
 def train(arguments: list[str] | None = None) -> None:
     """Run an experiment: `train CONFIG.py [--field value ...]`; `train CONFIG.py --help` lists the fields."""
     from jaxmamba3d import experiment
-    from jaxmamba3d.training import use_all_cores
+    from jaxmamba3d.training import join_processes, use_all_cores
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0].startswith("-"):
@@ -231,6 +239,8 @@ def train(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     use_all_cores()
+    if config.train.distributed:
+        join_processes()
     experiment.run_experiment(config)
 
 
@@ -343,6 +353,10 @@ COMMANDS = {
 }
 
 
+TRY_AGAIN = 75
+"""Exit code of a training that SIGTERM stopped, on which schedulers can restart it: EX_TEMPFAIL."""
+
+
 def run_command(command) -> None:
     """Runs a command; what its user can mend ends it with one sentence instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
@@ -360,6 +374,9 @@ def run_command(command) -> None:
             "error: this does not fit into the device's memory; lower data.batch_size or data.patch_size, or "
             f"set net.remat ({str(error).splitlines()[0]})"
         )
+    except InterruptedTraining as error:
+        logging.getLogger("jaxmamba3d").warning("%s", error)
+        sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from what is finished")
 

@@ -149,6 +149,8 @@ class DataConfig:
         configuration: the plans' configuration.
         fold: which split is validated on.
         patch_size, batch_size: override the plans'.
+        spacing: voxel size in mm, in the order of the patch's axes, overrides the plans'; wider ones make
+            smaller volumes.
         foreground_fraction: share of a batch's patches that must hold foreground.
         read_threads: threads that read patches ahead of the device.
         processes: worker processes of checks, planning and preprocessing; None: one for each core.
@@ -165,6 +167,7 @@ class DataConfig:
     fold: int = 0
     patch_size: Triple | None = None
     batch_size: int | None = None
+    spacing: tuple[float, float, float] | None = None
     foreground_fraction: float = 0.33
     read_threads: int = 2
     processes: int | None = None
@@ -180,6 +183,9 @@ class DataConfig:
         if self.patch_size is not None:
             valid = len(self.patch_size) == 3 and min(self.patch_size) >= 1
             check_that(valid, "data.patch_size", "three sizes >= 1", self.patch_size)
+        if self.spacing is not None:
+            valid = len(self.spacing) == 3 and all(0 < mm < math.inf for mm in self.spacing)
+            check_that(valid, "data.spacing", "three lengths > 0 in mm", self.spacing)
         for name in ("memory_gb", "processes"):
             if getattr(self, name) is not None:
                 check_positive(f"data.{name}", getattr(self, name))
@@ -232,6 +238,15 @@ class TrainConfig:
         steps_per_epoch: optimizer steps an epoch (nnU-Net: 250).
         validation_steps: validation batches an epoch (nnU-Net: 50).
         mirror_axes: axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random.
+        rotate_and_scale: augment patches by turning and scaling them.
+        vary_intensities: augment them by noise, blur, brightness, contrast, low resolution and gamma.
+        accumulate: parts that a batch is computed in, one after the other, for devices that cannot hold it at
+            once; the result is the batch's.
+        shard_parameters: devices that share out parameters and optimizer state; 1: each holds all.
+        distributed: several processes train together (SLURM, MPI, Kubernetes, TPU pods; see the README).
+        non_finite: what a loss or gradient that is not finite does: "stop" the run, or "skip" the step.
+        allow_changed_settings: go on from a checkpoint that was trained with other settings; net, plans,
+            labels and cases must be the same all the same.
         keep_checkpoints: how many latest checkpoints stay on disk beside the best.
         seed: of initialisation, patch order and augmentation.
     """
@@ -240,12 +255,21 @@ class TrainConfig:
     steps_per_epoch: int = 250
     validation_steps: int = 50
     mirror_axes: tuple[int, ...] = (0, 1, 2)
+    rotate_and_scale: bool = True
+    vary_intensities: bool = True
+    accumulate: int = 1
+    shard_parameters: int = 1
+    distributed: bool = False
+    non_finite: Literal["stop", "skip"] = "stop"
+    allow_changed_settings: bool = False
     keep_checkpoints: int = 1
     seed: int = 0
 
     def __post_init__(self):
-        for field in ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints"):
+        whole = ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints")
+        for field in (*whole, "accumulate", "shard_parameters"):
             check_positive(f"train.{field}", getattr(self, field))
+        check_choice("train.non_finite", self.non_finite, ("stop", "skip"))
         valid = set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes)
         check_that(valid, "train.mirror_axes", "different axes out of 0, 1, 2", self.mirror_axes)
 
@@ -282,6 +306,20 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check_that(bool(self.output), "output", "the folder of the run", repr(self.output))
+
+    def decisive_settings(self) -> dict[str, Any]:
+        """The settings, beside net and plans, that decide which parameters a training ends with.
+
+        Its length is one of them only where the learning rate depends on it: others can be prolonged.
+        """
+        names = ["steps_per_epoch", "mirror_axes", "rotate_and_scale", "vary_intensities", "seed"]
+        if self.optim.schedule == "one_cycle":
+            names.append("epochs")
+        return {
+            "optim": dataclasses.asdict(self.optim),
+            "train": {name: getattr(self.train, name) for name in names},
+            "data": {"foreground_fraction": self.data.foreground_fraction},
+        }
 
 
 def to_json(config: Any) -> str:

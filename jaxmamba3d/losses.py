@@ -19,6 +19,22 @@ Regions = tuple[tuple[int, ...], ...]
 """The label values of each region, one region a channel of the logits."""
 
 
+class LossSums(NamedTuple):
+    """What the loss of one output is made of; sums of the parts of a batch add up to those of the batch.
+
+    Args:
+        entropy: cross entropy summed over what counts, float32.
+        counted: voxels (of all regions) that count, float32.
+        overlap, extent: [K] of each foreground class or region, float32: 2 sum p t and sum p + sum t, whose
+            quotient is the Dice of the batch; or the sum of the samples' Dice, and their number.
+    """
+
+    entropy: jax.Array
+    counted: jax.Array
+    overlap: jax.Array
+    extent: jax.Array
+
+
 class HardCounts(NamedTuple):
     """Voxels of each foreground class (K-1) or region (K) over a batch, int32; a pytree that adds up."""
 
@@ -37,7 +53,7 @@ def segmentation_loss(
 ) -> jax.Array:
     """Deep-supervision loss of a network's outputs against one full-resolution label array.
 
-    `deep_supervision_loss` with targets from `subsample_labels`.
+    `loss_of_sums` of `segmentation_sums`.
 
     Args:
         logits: outputs [B, X_i, Y_i, Z_i, K], highest resolution first, or that one alone; any float dtype.
@@ -45,8 +61,8 @@ def segmentation_loss(
             (nnU-Net marks what lies outside the image with -1).
         batch_dice: Dice of the whole batch as if it were one image, else the mean of each sample's Dice.
         ignore_label: voxels of this label count nowhere.
-        regions: label values of each channel, see `region_loss`; None: channels are classes, see
-            `dice_cross_entropy`.
+        regions: label values of each channel, see `region_sums`; None: channels are classes, see
+            `class_sums`.
 
     Returns:
         A scalar, float32.
@@ -61,43 +77,59 @@ def segmentation_loss(
         nnU-Net v2, training/loss: DC_and_CE_loss, DC_and_BCE_loss, MemoryEfficientSoftDiceLoss,
         DeepSupervisionWrapper.
     """
-    outputs = logits if isinstance(logits, tuple | list) else (logits,)
-    check_shape("labels", labels, "[B, X, Y, Z] of the first output", outputs[0].shape[:-1])
-    targets = [subsample_labels(labels, output.shape[1:4]) for output in outputs]
-    return deep_supervision_loss(
-        outputs, targets, batch_dice=batch_dice, ignore_label=ignore_label, regions=regions
+    sums = segmentation_sums(
+        logits, labels, batch_dice=batch_dice, ignore_label=ignore_label, regions=regions
     )
+    return loss_of_sums(sums, batch_dice=batch_dice)
 
 
-def deep_supervision_loss(
-    outputs: Sequence[jax.Array],
-    targets: Sequence[jax.Array],
+def segmentation_sums(
+    logits: jax.Array | Sequence[jax.Array],
+    labels: jax.Array,
     *,
     batch_dice: bool,
     ignore_label: int | None = None,
     regions: Regions | None = None,
-) -> jax.Array:
-    """Weighted sum of the losses of all outputs: sum_i w_i loss(output_i, target_i).
+) -> tuple[LossSums, ...]:
+    """The sums of `segmentation_loss` for each output that it weighs, highest resolution first.
 
-    The weights are those of `deep_supervision_weights`; an output of weight 0 is never read, so that the
-    compiler drops what only it needs.
+    Args and Raises are those of `segmentation_loss`; targets are from `subsample_labels`. The last of several
+    outputs has weight 0 and is never read, so that the compiler drops what only it needs.
+    """
+    outputs = logits if isinstance(logits, tuple | list) else (logits,)
+    check_shape("labels", labels, "[B, X, Y, Z] of the first output", outputs[0].shape[:-1])
+
+    def sums(output):
+        target = subsample_labels(labels, output.shape[1:4])
+        if regions is None:
+            return class_sums(output, target, batch_dice, ignore_label)
+        return region_sums(output, target, regions, batch_dice, ignore_label)
+
+    weights = deep_supervision_weights(len(outputs))
+    return tuple(sums(output) for weight, output in zip(weights, outputs, strict=True) if weight)
+
+
+def loss_of_sums(sums: Sequence[LossSums], *, batch_dice: bool) -> jax.Array:
+    """Weighted sum over the outputs of mean cross entropy minus mean Dice, by `deep_supervision_weights`.
+
+    dice_k = (overlap_k + s) / (extent_k + s), s = 1e-5 for the batch's Dice; samples' Dice has it already.
 
     Args:
-        outputs: logits [B, X_i, Y_i, Z_i, K], highest resolution first.
-        targets: labels [B, X_i, Y_i, Z_i] int.
-        batch_dice, ignore_label, regions: see `segmentation_loss`.
+        sums: of `segmentation_sums`.
+        batch_dice: see `segmentation_loss`.
 
     Returns:
         A scalar, float32.
     """
+    smooth = SMOOTH if batch_dice else 0.0
 
-    def loss(output, target):
-        if regions is None:
-            return dice_cross_entropy(output, target, batch_dice, ignore_label)
-        return region_loss(output, target, regions, batch_dice, ignore_label)
+    def loss(part: LossSums) -> jax.Array:
+        dice = jnp.mean((part.overlap + smooth) / (part.extent + smooth))
+        return part.entropy / jnp.maximum(part.counted, 1) - dice
 
-    weighted = zip(deep_supervision_weights(len(outputs)), outputs, targets, strict=True)
-    return sum(weight * loss(output, target) for weight, output, target in weighted if weight)
+    # Of several outputs one more has weight 0.
+    weights = deep_supervision_weights(1 if len(sums) == 1 else len(sums) + 1)
+    return sum(weight * loss(part) for weight, part in zip(weights, sums, strict=False))
 
 
 def deep_supervision_weights(count: int) -> tuple[float, ...]:
@@ -131,10 +163,10 @@ def subsample_labels(labels: jax.Array, shape: tuple[int, int, int]) -> jax.Arra
 
 # Checkpointed: the backward pass keeps the logits and recomputes the softmax, fused into both passes.
 @partial(jax.checkpoint, static_argnums=(2, 3))
-def dice_cross_entropy(
+def class_sums(
     logits: jax.Array, labels: jax.Array, batch_dice: bool, ignore_label: int | None = None
-) -> jax.Array:
-    """Mean cross entropy over the voxels plus negative soft Dice, the mean over the foreground classes.
+) -> LossSums:
+    """Cross entropy over the voxels, and soft Dice of the foreground classes.
 
     dice_k = (2 sum p_k t_k + s) / (sum p_k + sum t_k + s), p = softmax(logits), t one-hot, s = 1e-5;
     classes absent from the labels count too.
@@ -143,29 +175,26 @@ def dice_cross_entropy(
         logits: [B, X, Y, Z, K], any float dtype.
         labels: [B, X, Y, Z] int.
         batch_dice, ignore_label: see `segmentation_loss`.
-
-    Returns:
-        A scalar, float32.
     """
     logits = logits.astype(jnp.float32)
     truth, valid = _one_hot(labels, logits.shape[-1], ignore_label)
     normalizer = jax.nn.logsumexp(logits, -1, keepdims=True)
     log_likelihood = jnp.sum(logits, -1, keepdims=True, where=truth) - normalizer
-    cross_entropy = -jnp.sum(log_likelihood, where=valid) / jnp.maximum(jnp.sum(valid), 1)
-
+    entropy = -jnp.sum(log_likelihood, where=valid)
     p = jnp.exp(logits - normalizer)
-    return cross_entropy - _soft_dice(p[..., 1:], truth[..., 1:], valid, batch_dice)
+    counted = jnp.sum(valid, dtype=jnp.float32)
+    return LossSums(entropy, counted, *_dice_sums(p[..., 1:], truth[..., 1:], valid, batch_dice))
 
 
 @partial(jax.checkpoint, static_argnums=(2, 3, 4))
-def region_loss(
+def region_sums(
     logits: jax.Array,
     labels: jax.Array,
     regions: Regions,
     batch_dice: bool,
     ignore_label: int | None = None,
-) -> jax.Array:
-    """Binary cross entropy plus negative soft Dice, the mean over the regions, of p = sigmoid(logits).
+) -> LossSums:
+    """Binary cross entropy and soft Dice of the regions, of p = sigmoid(logits).
 
     As in nnU-Net the cross entropy is the mean over voxels and regions, but with an ignore label the mean
     over the voxels of its sum over the regions.
@@ -175,27 +204,24 @@ def region_loss(
         labels: [B, X, Y, Z] int.
         regions: the label values of each of the K channels.
         batch_dice, ignore_label: see `segmentation_loss`.
-
-    Returns:
-        A scalar, float32.
     """
     logits = logits.astype(jnp.float32)
     truth, valid = _in_regions(labels, regions, ignore_label)
     check_shape("logits", logits, "[B, X, Y, Z, K], a channel a region", truth.shape)
     entropies = jax.nn.softplus(logits) - jnp.where(truth, logits, 0)
-    counted = jnp.sum(valid) * (len(regions) if ignore_label is None else 1)
-    cross_entropy = jnp.sum(entropies, where=valid) / jnp.maximum(counted, 1)
-    return cross_entropy - _soft_dice(jax.nn.sigmoid(logits), truth, valid, batch_dice)
+    counted = jnp.sum(valid, dtype=jnp.float32) * (len(regions) if ignore_label is None else 1)
+    dice = _dice_sums(jax.nn.sigmoid(logits), truth, valid, batch_dice)
+    return LossSums(jnp.sum(entropies, where=valid), counted, *dice)
 
 
-def _soft_dice(p, truth, valid, batch_dice):
-    """The mean soft Dice of probabilities [B, X, Y, Z, K] over the K channels."""
-    intersection = jnp.sum(p, SPACE, where=truth)
-    predicted = jnp.sum(p, SPACE, where=valid)
-    true = jnp.sum(truth, SPACE).astype(jnp.float32)
+def _dice_sums(p, truth, valid, batch_dice):
+    """`overlap` and `extent` of `LossSums`, [K], from probabilities [B, X, Y, Z, K]."""
+    overlap = 2 * jnp.sum(p, SPACE, where=truth)
+    extent = jnp.sum(p, SPACE, where=valid) + jnp.sum(truth, SPACE).astype(jnp.float32)
     if batch_dice:
-        intersection, predicted, true = (x.sum(0) for x in (intersection, predicted, true))
-    return jnp.mean((2 * intersection + SMOOTH) / (predicted + true + SMOOTH))
+        return overlap.sum(0), extent.sum(0)
+    dice = (overlap + SMOOTH) / (extent + SMOOTH)
+    return dice.sum(0), jnp.full(dice.shape[-1], dice.shape[0], jnp.float32)
 
 
 def hard_counts(

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxmamba3d.checks import check_choice, check_that
+from jaxmamba3d.checks import check_choice, check_that, differences
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
 from jaxmamba3d.data import Configuration, Description, Plans, Workspace, load_plans, save_plans
 from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
-from jaxmamba3d.training import has_checkpoint, save_params
+from jaxmamba3d.training import SETTINGS, has_checkpoint, save_params
 
 NET, LABELS, POSTPROCESSING, SPLITS = "net.json", "labels.json", "postprocessing.json", "splits_final.json"
 
@@ -141,8 +141,11 @@ def _trained_folds(folder: Path) -> tuple[int, ...]:
 
 def _check_same(there: Run, here: Run) -> None:
     """Refuses to describe a trained run anew in what its checkpoints and their predictions depend on."""
-    different = "; ".join(_differences(_description(there), _description(here)))
-    wish = "of the same net and data as now (or choose another output)"
+    before, now = _description(there), _description(here)
+    if here.config.train.allow_changed_settings:
+        del before[SETTINGS], now[SETTINGS]
+    different = "; ".join(differences(before, now))
+    wish = "of the same net, data and settings as now (or choose another output)"
     check_that(not different, f"the trained run {there.folder}", wish, different)
 
 
@@ -151,17 +154,8 @@ def _description(run: Run) -> dict[str, Any]:
         "net": run.net.architecture(),
         "plans": dataclasses.asdict(run.plans),
         **run.labels.to_json(),
-        "train": {"mirror_axes": run.config.train.mirror_axes},
+        SETTINGS: run.config.decisive_settings(),
     }
-
-
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """Where two nested dictionaries differ, each place in a phrase."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
-    elif there != here:
-        yield f"{name} {there} there, {here} here"
 
 
 def _overridden(data: DataConfig, plans: Plans) -> Plans:

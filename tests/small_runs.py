@@ -14,6 +14,13 @@ from jaxmamba3d.config import (
 from jaxmamba3d.training import restore_params
 
 EPOCHS = 3
+TRAINING = {
+    "epochs": EPOCHS,
+    "steps_per_epoch": 4,
+    "validation_steps": 2,
+    "rotate_and_scale": False,
+    "vary_intensities": False,
+}
 
 
 def small_config(dataset, output, **train) -> ExperimentConfig:
@@ -22,7 +29,7 @@ def small_config(dataset, output, **train) -> ExperimentConfig:
         data=DataConfig(str(dataset), patch_size=(8, 8, 8), batch_size=2),
         net=NetOptions("resunet", (4, 8), blocks_per_stage=(1, 1), decoder_blocks_per_stage=(1,)),
         optim=OptimConfig(schedule="constant", learning_rate=1e-2),
-        train=TrainConfig(**({"epochs": EPOCHS, "steps_per_epoch": 4, "validation_steps": 2} | train)),
+        train=TrainConfig(**(TRAINING | train)),
         predict=PredictConfig(mirroring=False, window_batch=2),
     )
 

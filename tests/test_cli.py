@@ -1,6 +1,7 @@
 """The commands as people type them; what they get wrong ends in one sentence."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -26,6 +27,15 @@ def get_config():
         train=TrainConfig(epochs=1, steps_per_epoch=2, validation_steps=1),
     )
 """
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """A command sets up logging to the standard error of its test, which is closed after it."""
+    root, package = logging.getLogger(), logging.getLogger("jaxmamba3d")
+    before = root.handlers[:], root.level, package.level
+    yield
+    root.handlers[:], root.level, package.level = before
 
 
 @pytest.fixture

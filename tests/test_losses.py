@@ -5,7 +5,6 @@ voxel along each axis, and `loss.json` holds the norm of each whole gradient.
 """
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,13 @@ from tolerances import assert_close, rounding
 
 from jaxmamba3d.losses import (
     HardCounts,
-    deep_supervision_loss,
+    class_sums,
     deep_supervision_weights,
     hard_counts,
+    loss_of_sums,
     pseudo_dice,
     segmentation_loss,
+    segmentation_sums,
     subsample_labels,
 )
 
@@ -64,7 +65,9 @@ def test_deep_supervision_is_that_of_nnunet(batch_dice):
     @jax.jit
     @jax.value_and_grad
     def supervised(logits):
-        return deep_supervision_loss(logits, targets, batch_dice=batch_dice)
+        pairs = zip(logits[:-1], targets[:-1], strict=True)
+        sums = [class_sums(output, target, batch_dice) for output, target in pairs]
+        return loss_of_sums(sums, batch_dice=batch_dice)
 
     loss, gradients = supervised(logits)
     assert_close(loss, SUMMARY[f"deep_supervision_5_batchdice{batch_dice}"], TOLERANCE)
@@ -97,9 +100,22 @@ def test_targets_are_subsampled_nearest_exact():
     np.testing.assert_array_equal(subsample_labels(labels, (2, 2, 5)), expected)
 
     outputs = (LOGITS, LOGITS[:, ::2, ::3, :], LOGITS[:, :1, :1, :1])
-    targets = [LABELS["full"], LABELS["full"][:, 1::2, 1::3], LABELS["full"][:, 6:7, 6:7, 6:7]]
-    expected = jax.jit(partial(deep_supervision_loss, batch_dice=False))(outputs, targets)
+    targets = [LABELS["full"], LABELS["full"][:, 1::2, 1::3], None]
+    pairs = zip(outputs[:-1], targets[:-1], strict=True)
+    sums = [class_sums(output, target, False) for output, target in pairs]
+    expected = loss_of_sums(sums, batch_dice=False)
     assert_close(loss_of(outputs, LABELS["full"], batch_dice=False), expected, 1e-7)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("regions", [None, ((1, 2), (2,), (3,), (1,))])
+def test_sums_of_parts_add_up_to_the_batch(batch_dice, regions):
+    options = {"batch_dice": batch_dice, "ignore_label": 4, "regions": regions}
+    outputs = (LOGITS, LOGITS[:, ::2, ::2, ::2], LOGITS[:, :1, :1, :1])
+    labels = LABELS["ignore4"]
+    parts = [segmentation_sums([x[i : i + 1] for x in outputs], labels[i : i + 1], **options) for i in (0, 1)]
+    found = loss_of_sums(jax.tree.map(jnp.add, *parts), batch_dice=batch_dice)
+    assert_close(found, segmentation_loss(outputs, labels, **options), TOLERANCE)
 
 
 @pytest.mark.parametrize("batch_dice", [True, False])

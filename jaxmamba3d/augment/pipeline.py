@@ -54,7 +54,7 @@ def augment(
     label: jax.Array,
     plan: AugmentationPlan,
     *,
-    batch_axis: str | None = None,
+    batch_axes: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Augments a batch of initial patches into patches for the net.
 
@@ -67,8 +67,8 @@ def augment(
         image: [B, *initial_patch_size, C] float32.
         label: [B, *initial_patch_size], signed integers; -1 outside the body and the volume.
         plan: what is done and how far; static under `jax.jit`.
-        batch_axis: the axis of the mesh (`jax.set_mesh`) over which the batch is split; each device then
-            augments its own samples. None: no mesh.
+        batch_axes: the axes of the mesh (`jax.set_mesh`) over which the batch is split; each device then
+            augments its own samples. (): no mesh.
 
     Returns:
         image [B, *patch_size, C] float32 and label [B, *patch_size].
@@ -95,10 +95,10 @@ def augment(
         draws = jax.vmap(functools.partial(draw, channels=channels, plan=plan))(keys)
         return lax.map(lambda sample: apply(*sample, plan), (draws, image.astype(jnp.float32), label))
 
-    if batch_axis is not None:
-        spec = PartitionSpec(batch_axis)
+    if batch_axes:
+        spec = PartitionSpec(batch_axes)
         augment_all = jax.shard_map(
-            augment_all, in_specs=spec, out_specs=spec, axis_names={batch_axis}, check_vma=False
+            augment_all, in_specs=spec, out_specs=spec, axis_names=set(batch_axes), check_vma=False
         )
     return augment_all(keys, image, label)
 

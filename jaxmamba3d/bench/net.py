@@ -16,12 +16,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.checks import UnsupportedError, check_positive
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.files import write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
-from jaxmamba3d.ops.backend import DATA_AXIS, compile_for
+from jaxmamba3d.ops.backend import BATCH_AXES, compile_for
 from jaxmamba3d.training import make_optimizer
 from jaxmamba3d.training.steps import init_state, make_train_step
 
@@ -98,7 +99,7 @@ def compile_train_step(
     except jax.errors.JaxRuntimeError as error:
         wish = "a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4"
         raise ValueError(f"chips must be {wish}, got {chips!r} ({str(error).splitlines()[0]})") from error
-    mesh = Mesh(np.array(devices), (DATA_AXIS,))
+    mesh = Mesh(np.array(devices).reshape(-1, 1), BATCH_AXES)
     batch = batch_per_chip * len(devices)
 
     def placed(tree, *axes):
@@ -113,12 +114,13 @@ def compile_train_step(
         graph = nnx.graphdef(net)
         state = jax.eval_shape(lambda p: init_state(nnx.merge(graph, p), optimizer), params)
         labels = Labels({"background": (0,)} | {f"class {k}": (k,) for k in range(1, config.num_classes)})
-        step = make_train_step(net, optimizer, labels=labels, batch_dice=False, mirror_axes=(0, 1, 2), seed=0)
+        plan = AugmentationPlan(tuple(patch))
+        step = make_train_step(net, optimizer, labels=labels, batch_dice=False, augmentation=plan, seed=0)
         samples = {
-            "image": jax.ShapeDtypeStruct((batch, *patch, config.in_channels), jnp.float32),
-            "label": jax.ShapeDtypeStruct((batch, *patch), jnp.int16),
+            "image": jax.ShapeDtypeStruct((batch, *plan.initial_patch_size, config.in_channels), jnp.float32),
+            "label": jax.ShapeDtypeStruct((batch, *plan.initial_patch_size), jnp.int16),
         }
-        lowered = step.lower(placed(state), placed(samples, DATA_AXIS))
+        lowered = step.lower(placed(state), placed(samples, BATCH_AXES))
         tflops = None
         try:
             compiled = lowered.compile()

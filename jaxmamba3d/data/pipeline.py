@@ -37,9 +37,11 @@ class PatchSource:
     seed: int
 
     def __call__(self, i: int) -> dict[str, np.ndarray]:
-        """{"image": [X, Y, Z, C] float32, "label": [X, Y, Z] int16}; outside the volume both are 0."""
+        """{"image": [X, Y, Z, C] float32, "label": [X, Y, Z] int16, "case": its number}; outside the volume
+        they are 0 and -1."""
         generator = np.random.default_rng((self.seed, i))
-        folder = self.folders[generator.integers(len(self.folders))]
+        number = generator.integers(len(self.folders))
+        folder = self.folders[number]
         case = open_case(folder)
         forced = is_forced(i % self.batch_size, self.batch_size, self.foreground_fraction)
         structures, annotated = read_centres(folder)
@@ -48,10 +50,9 @@ class PatchSource:
         if not centres and annotated is not None:
             centres = (annotated,)
         corner = draw_corner(generator, case.label.shape, self.patch_size, self.final_patch_size, centres)
+        image = cut(case.image, corner, self.patch_size, 0)
         label = cut(case.label, corner, self.patch_size, OUTSIDE)
-        # From here on what is outside body or volume is background.
-        label[label == OUTSIDE] = 0
-        return {"image": cut(case.image, corner, self.patch_size, 0), "label": label}
+        return {"image": image, "label": label, "case": number}
 
 
 def training_batches(
@@ -86,8 +87,9 @@ def training_batches(
         process_index, process_count: this process among those that train together.
 
     Returns:
-        iterator of {"image": [B, X, Y, Z, C] float32, "label": [B, X, Y, Z] int16}, B = batch_size /
-        process_count. Outside the volume the image is 0; label -1 (outside the body or the volume) is 0.
+        iterator of {"image": [B, X, Y, Z, C] float32, "label": [B, X, Y, Z] int16, "case": [B] int64, the
+        position in `case_names`}, B = batch_size / process_count. Outside the volume the image is 0; label -1
+        is outside the body or the volume.
 
     Raises:
         FileNotFoundError: a case is not in the folder.

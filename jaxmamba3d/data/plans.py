@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxmamba3d.checks import check_that
+from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.files import load_json, write_json
 
 Triple = tuple[int, int, int]
@@ -194,3 +194,19 @@ def _configuration_json(name: str, configuration: Configuration) -> dict[str, An
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
     }
+
+
+def respaced(plans: Plans, configuration: str, spacing: tuple[float, float, float] | None) -> Plans:
+    """The plans with another spacing (mm) of a configuration; as they are for None.
+
+    Raises:
+        ValueError: they have no such configuration.
+    """
+    if spacing is None:
+        return plans
+    check_choice("configuration", configuration, plans.configurations)
+    planned = plans.configurations[configuration]
+    sizes = zip(planned.median_image_size, planned.spacing, spacing, strict=True)
+    median = tuple(size * before / after for size, before, after in sizes)
+    changed = dataclasses.replace(planned, spacing=tuple(spacing), median_image_size=median)
+    return dataclasses.replace(plans, configurations=plans.configurations | {configuration: changed})

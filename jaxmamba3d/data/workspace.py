@@ -12,7 +12,7 @@ from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset
 from jaxmamba3d.data.planning import REFERENCE_GB, plan_dataset
-from jaxmamba3d.data.plans import Plans, load_plans, save_plans
+from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
 from jaxmamba3d.files import FileIdentities, check_writable, load_json, write_json
@@ -80,6 +80,8 @@ def plan_workspace(
     plans_file: str | Path | None = None,
     splits_file: str | Path | None = None,
     memory_gb: float | None = None,
+    spacing: tuple[float, float, float] | None = None,
+    configuration: str = "3d_fullres",
     processes: int | None = None,
 ) -> Workspace:
     """Checks a dataset, plans it and writes the decisions into a work folder, unless that is done already.
@@ -92,19 +94,25 @@ def plan_workspace(
             does not name are test cases: checked, but neither planned for nor preprocessed.
         memory_gb: device memory that the plans aim at; None: whatever the folder was planned for, else
             nnU-Net's 8 GB.
+        spacing: voxel size in mm, in the order of the patch's axes, that replaces the planned one of
+            `configuration`; the patch stays as it is in voxels.
+        configuration: of the plans.
         processes: worker processes; None: one for each core.
 
     Raises:
         ValueError: the dataset has bad cases (all are named), or the folder was planned for another dataset,
-            memory, plans or splits.
+            memory, spacing, plans or splits.
     """
     folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
     if (folder / SOURCE).is_file():
         wanted = {"dataset": str(dataset_folder)} | ({} if memory_gb is None else {"memory_gb": memory_gb})
         _check_source(folder, wanted)
         workspace = open_workspace(folder)
+        found = workspace.plans
+        same = spacing is None or respaced(found, configuration, spacing) == found
+        check_that(same, f"work folder {folder}", f"planned with spacing {spacing}", "another spacing")
         if plans_file is not None:
-            same = load_plans(plans_file) == workspace.plans
+            same = respaced(load_plans(plans_file), configuration, spacing) == found
             check_that(same, f"work folder {folder}", f"planned by {plans_file}", "other plans")
         if splits_file is not None:
             same = load_splits(splits_file, workspace.case_names) == workspace.splits
@@ -131,6 +139,7 @@ def plan_workspace(
         plans = plan_dataset(in_folds, memory_gb=memory_gb, fingerprint=fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
         save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
+    plans = respaced(plans, configuration, spacing)
     folder.mkdir(parents=True, exist_ok=True)
     save_plans(plans, folder / PLANS)
     write_json(folder / SPLITS, splits)

@@ -27,6 +27,8 @@ def prepare(config: ExperimentConfig) -> Workspace:
         plans_file=data.plans,
         splits_file=data.splits,
         memory_gb=data.memory_gb,
+        spacing=data.spacing,
+        configuration=data.configuration,
         processes=data.processes,
     )
     workspace.split(data.fold)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import jax
 
+from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.data import Workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.run import Run
-from jaxmamba3d.training import train_fold
+from jaxmamba3d.training import SETTINGS, train_fold
 
 
 def train(run: Run, workspace: Workspace) -> None:
@@ -15,12 +16,22 @@ def train(run: Run, workspace: Workspace) -> None:
     data, train_config = run.config.data, run.config.train
     split = workspace.split(data.fold)
 
-    def batches(names: Sequence[str], seed: int):
+    plan = run.configuration
+    augmentation = AugmentationPlan.for_patches(
+        plan.patch_size,
+        plan.use_mask_for_norm,
+        mirror_axes=train_config.mirror_axes,
+        rotate_and_scale=train_config.rotate_and_scale,
+        vary_intensities=train_config.vary_intensities,
+    )
+
+    def batches(names: Sequence[str], seed: int, patch_size: Sequence[int]):
         return training_batches(
             workspace.cases_folder(data.configuration),
             names,
-            patch_size=run.configuration.patch_size,
-            batch_size=run.configuration.batch_size,
+            patch_size=patch_size,
+            final_patch_size=plan.patch_size,
+            batch_size=plan.batch_size,
             foreground_fraction=data.foreground_fraction,
             seed=seed,
             threads=data.read_threads,
@@ -31,18 +42,21 @@ def train(run: Run, workspace: Workspace) -> None:
     identity = {
         "net": run.net.architecture(),
         **run.labels.to_json(),
-        "patch_size": run.configuration.patch_size,
-        "batch_size": run.configuration.batch_size,
+        "patch_size": plan.patch_size,
+        "batch_size": plan.batch_size,
         "training cases": sorted(split["train"]),
+        SETTINGS: run.config.decisive_settings(),
     }
     train_fold(
         run.build_net(),
         run.config,
-        batch_size=run.configuration.batch_size,
+        batch_size=plan.batch_size,
         labels=run.labels,
-        batch_dice=run.configuration.batch_dice,
-        training_batches=batches(split["train"], train_config.seed),
-        validation_batches=lambda: batches(split["val"], train_config.seed + 1),
+        batch_dice=plan.batch_dice,
+        augmentation=augmentation,
+        training_batches=batches(split["train"], train_config.seed, augmentation.initial_patch_size),
+        validation_batches=lambda: batches(split["val"], train_config.seed + 1, plan.patch_size),
+        case_names=split["train"],
         folder=run.fold_folder(data.fold),
         identity=identity,
     )

@@ -1,4 +1,4 @@
-"""What a program is being traced for: its backend, its GPUs, and the mesh axis of its batch."""
+"""What a program is being traced for: its backend, its GPUs, and the mesh axes of its batch."""
 
 import contextlib
 import contextvars
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import jax
 
-DATA_AXIS = "data"
-"""The mesh axis over which batches are shared out."""
+DATA_AXIS, PARAMETER_AXIS = "data", "parameters"
+BATCH_AXES = (DATA_AXIS, PARAMETER_AXIS)
+"""The mesh axes over which batches are shared out; over the second one parameters may be, too."""
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_backend", default=None)
 
@@ -15,6 +16,12 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_bac
 def target_backend() -> str:
     """JAX's default backend, or the one that `compile_for` names: cpu, gpu or tpu."""
     return _target.get() or jax.default_backend()
+
+
+def batch_axes() -> tuple[str, ...]:
+    """The axes over which batches are shared out, of the mesh that `jax.set_mesh` set; () without one."""
+    automatic = jax.sharding.get_abstract_mesh().auto_axes
+    return tuple(axis for axis in BATCH_AXES if axis in automatic)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Checkpoints: parameters, optimizer, input position and what they belong to, written by Orbax."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,20 +8,46 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxmamba3d.checks import check_that
+from jaxmamba3d.checks import check_that, differences
+from jaxmamba3d.training.epoch import EpochSoFar
 from jaxmamba3d.training.steps import TrainState
+
+SETTINGS = "settings"
+"""The part of a checkpoint's identity that a training may be allowed to change on its way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a training has come; JSON-able by `dataclasses.asdict`.
+
+    Args:
+        epoch: finished epochs.
+        iterator: the training iterator's `get_state()`.
+        best_score: highest validation score up to now.
+        so_far: the steps of the epoch that has begun.
+    """
+
+    epoch: int
+    iterator: dict[str, Any]
+    best_score: float
+    so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
 
 
 class Checkpoints:
     """The checkpoints of one training run: the latest ones and the best.
 
     Args:
-        folder: made if missing; holds `latest/EPOCH` and `best/EPOCH`.
+        folder: made if missing; holds `latest/STEP` and `best/STEP`.
         keep: latest checkpoints that stay.
-        identity: JSON-able description of net and data; restoring under another one is refused.
+        identity: JSON-able description of net, data and, as `SETTINGS`, of how it is trained; restoring under
+            another one is refused.
+        allow_changed_settings: but not if only its settings differ.
     """
 
-    def __init__(self, folder: Path, *, keep: int, identity: dict[str, Any]):
+    def __init__(
+        self, folder: Path, *, keep: int, identity: dict[str, Any], allow_changed_settings: bool = False
+    ):
+        self._free = {SETTINGS} if allow_changed_settings else set()
         self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
         self._managers = {
             name: ocp.CheckpointManager(
@@ -30,23 +57,19 @@ class Checkpoints:
             for name, count in (("latest", keep), ("best", 1))
         }
 
-    def save(
-        self, state: TrainState, *, epoch: int, iterator: dict[str, Any], best_score: float, is_best: bool
-    ) -> None:
-        """Writes the state after `epoch` finished epochs, and again as the best one if it is.
+    def save(self, state: TrainState, position: Position, *, is_best: bool = False) -> None:
+        """Writes the state, and again as the best one if it is.
 
         Args:
             state: see `TrainState`.
-            epoch: finished epochs.
-            iterator: the training iterator's `get_state()`.
-            best_score: highest validation score up to now.
-            is_best: whether this epoch has reached it.
+            position: how far the training has come.
+            is_best: whether the epoch that ends here has the highest validation score up to now.
         """
-        meta = {"identity": self._identity, "epoch": epoch, "iterator": iterator, "best_score": best_score}
+        meta = {"identity": self._identity, **dataclasses.asdict(position)}
         # The latest comes last: a run killed in between does this epoch again, and with it its best.
         for name in ("best", "latest") if is_best else ("latest",):
             self._managers[name].save(
-                epoch,
+                int(state.step),
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(_named_leaves(state.params)),
                     optimizer=ocp.args.StandardSave(_named_leaves((state.optimizer, state.step))),
@@ -54,30 +77,40 @@ class Checkpoints:
                 ),
             )
 
-    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The latest state, laid out and placed as the template, with its meta data; None if there is none.
+    def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
+        """The latest state, laid out and placed as the template, with its position; None if there is none.
 
         Raises:
             ValueError: the checkpoint is of another net or data (the difference is named), or imported.
         """
         manager = self._managers["latest"]
-        epoch = manager.latest_step()
-        if epoch is None:
+        latest = manager.latest_step()
+        if latest is None:
             return None
-        step = Path(manager.directory) / str(epoch)
-        check_that((step / "meta").exists(), str(step), "of a training to go on with", "imported weights")
-        meta = manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        _check_identity(Path(manager.directory), meta["identity"], self._identity)
+        folder = Path(manager.directory) / str(latest)
+        check_that((folder / "meta").exists(), str(folder), "of a training to go on with", "imported weights")
+        meta = manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        self._check_identity(meta.pop("identity"))
         rest = (template.optimizer, template.step)
         restored = manager.restore(
-            epoch,
+            latest,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(_abstract(template.params)),
                 optimizer=ocp.args.StandardRestore(_abstract(rest)),
             ),
         )
         optimizer, step = _unflatten(rest, restored["optimizer"])
-        return TrainState(_unflatten(template.params, restored["params"]), optimizer, step), meta
+        position = Position(**meta | {"so_far": EpochSoFar(**meta["so_far"])})
+        return TrainState(_unflatten(template.params, restored["params"]), optimizer, step), position
+
+    def _check_identity(self, stored: dict[str, Any]) -> None:
+        there, here = (
+            {key: value for key, value in identity.items() if key not in self._free}
+            for identity in (stored, self._identity)
+        )
+        different = "; ".join(differences(there, here))
+        wish = "of this net, data and settings (choose another output folder, or the same settings)"
+        check_that(not different, f"checkpoint {self._managers['latest'].directory}", wish, different)
 
     def close(self) -> None:
         """Ends the managers' threads."""
@@ -116,11 +149,15 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
     steps = folder.absolute() / which
     if not has_checkpoint(folder, which):
         raise FileNotFoundError(f"{steps}: no finished checkpoint here; train this fold first")
-    with ocp.CheckpointManager(steps) as manager:
-        epoch = manager.latest_step()
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # This process alone, for of several the first one predicts while the others are done.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
+    with ocp.CheckpointManager(steps, options=options) as manager:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(template, here)))
-        return _unflatten(template, manager.restore(epoch, args=args)["params"])
+        return _unflatten(template, manager.restore(manager.latest_step(), args=args)["params"])
 
 
 def _named_leaves(tree: Any) -> dict[str, jax.Array]:
@@ -140,10 +177,3 @@ def _unflatten(template: Any, leaves: dict[str, jax.Array]) -> Any:
     return jax.tree.unflatten(
         jax.tree.structure(template), [leaves[name] for name in _named_leaves(template)]
     )
-
-
-def _check_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-    found = "; ".join(f"{key}: {stored.get(key)} there, {wanted.get(key)} here" for key in different)
-    wish = "of this net and data (choose another output folder, or the same settings)"
-    check_that(not different, f"checkpoint {folder}", wish, found)

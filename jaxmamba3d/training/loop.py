@@ -1,29 +1,35 @@
 """The training loop of one fold: epochs, validation, metrics, checkpoints."""
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
+from jaxmamba3d.augment import AugmentationPlan
+from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.losses import pseudo_dice
-from jaxmamba3d.training.checkpoint import Checkpoints
-from jaxmamba3d.training.mesh import make_mesh, replicate, shard_batch
+from jaxmamba3d.training.checkpoint import Checkpoints, Position
+from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch, validation_epoch
+from jaxmamba3d.training.interruption import Interruption
+from jaxmamba3d.training.mesh import make_mesh, place_state
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
+from jaxmamba3d.training.processes import is_first_process
 from jaxmamba3d.training.report import EpochMetrics, MetricsLog
 from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
 
 logger = logging.getLogger(__name__)
+
+Batches = Iterator[dict[str, np.ndarray]]
 
 
 def train_fold(
@@ -33,8 +39,10 @@ def train_fold(
     batch_size: int,
     labels: Labels,
     batch_dice: bool,
-    training_batches: Iterator[dict[str, np.ndarray]],
-    validation_batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+    augmentation: AugmentationPlan,
+    training_batches: Batches,
+    validation_batches: Callable[[], Batches],
+    case_names: Sequence[str],
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
@@ -46,107 +54,130 @@ def train_fold(
         batch_size: samples of the global batch.
         labels: what label values mean.
         batch_dice: see `segmentation_loss`.
-        training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z]}.
+        augmentation: of the training batches.
+        training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z], case [B]}, the
+            patches of `augmentation.initial_patch_size`.
         validation_batches: starts the same sequence of validation batches anew, each epoch.
+        case_names: of the training cases, by number.
         folder: of this fold; gets metrics.csv, curves.png, tensorboard/ and checkpoints/.
-        identity: JSON-able description of net and data that a checkpoint to go on from must share.
+        identity: JSON-able description of net, data and settings that a checkpoint to go on from must share.
 
     Raises:
-        ValueError: the folder's checkpoint is of another net or data.
-        FloatingPointError: a loss is no longer finite; the last checkpoint was made before.
+        ValueError: the folder's checkpoint is of another net, data or settings.
+        FloatingPointError: a loss or gradient is not finite; the last checkpoint was made before.
+        InterruptedTraining: SIGTERM came; the state is saved.
     """
     optimizer = make_optimizer(config.optim, config.train)
-    mesh = make_mesh(batch_size)
-    state = replicate(mesh, init_state(net, optimizer))
+    train = config.train
+    mesh = make_mesh(batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
+    state = place_state(mesh, init_state(net, optimizer))
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        keep = config.train.keep_checkpoints
-        checkpoints = Checkpoints(folder / "checkpoints", keep=keep, identity=identity)
+        interruption = stack.enter_context(Interruption())
+        checkpoints = Checkpoints(
+            folder / "checkpoints",
+            keep=train.keep_checkpoints,
+            identity=identity,
+            allow_changed_settings=train.allow_changed_settings,
+        )
         stack.callback(checkpoints.close)
-        first_epoch, best_score = 0, -math.inf
+        position = Position(epoch=0, iterator={}, best_score=-math.inf)
         if restored := checkpoints.restore(state):
-            state, meta = restored
-            first_epoch, best_score = meta["epoch"], meta["best_score"]
-            training_batches.set_state(meta["iterator"])
-            logger.info("going on after epoch %d of %d", first_epoch, config.train.epochs)
-        log = MetricsLog(folder, tuple(labels.structures), start_epoch=first_epoch)
-        stack.callback(log.close)
+            state, position = restored
+            training_batches.set_state(position.iterator)
+            logger.info("going on after epoch %d of %d", position.epoch, train.epochs)
+        log = None
+        if is_first_process():
+            log = MetricsLog(folder, tuple(labels.structures), start_epoch=position.epoch)
+            stack.callback(log.close)
 
         train_step = make_train_step(
             net,
             optimizer,
             labels=labels,
             batch_dice=batch_dice,
-            mirror_axes=config.train.mirror_axes,
-            seed=config.train.seed,
+            augmentation=augmentation,
+            seed=train.seed,
+            accumulate=train.accumulate,
         )
         validation_step = make_validation_step(net, labels=labels, batch_dice=batch_dice)
-        for epoch in range(first_epoch, config.train.epochs):
-            started = time.perf_counter()
-            state, train_loss, gradient_norm = _train_epoch(
-                state, train_step, training_batches, mesh, config.train, epoch
-            )
-            validation_loss, dice = _validate(
-                state, validation_step, validation_batches(), mesh, config.train, epoch
-            )
-            metrics = EpochMetrics(
-                epoch=epoch,
-                seconds=time.perf_counter() - started,
-                learning_rate=float(learning_rate_at(config.optim, config.train, int(state.step) - 1)),
-                gradient_norm=gradient_norm,
-                train_loss=train_loss,
-                validation_loss=validation_loss,
-                pseudo_dice=dice,
-            )
-            log.append(metrics)
-            score = np.nan_to_num(metrics.mean_pseudo_dice)  # no class present: nothing gained
-            is_best = score > best_score
-            best_score = max(float(score), best_score)
-            checkpoints.save(
+        while position.epoch < train.epochs:
+            so_far = position.so_far
+            state, stopped = train_epoch(
                 state,
-                epoch=epoch + 1,
-                iterator=training_batches.get_state(),
-                best_score=best_score,
-                is_best=is_best,
+                train_step,
+                training_batches,
+                mesh,
+                train,
+                epoch=position.epoch,
+                so_far=so_far,
+                case_names=case_names,
+                stop_after=interruption.after,
             )
+            position = dataclasses.replace(position, iterator=training_batches.get_state())
+            if stopped:
+                checkpoints.save(state, position)
+                raise InterruptedTraining(_words(position))
+            started = time.perf_counter()
+            loss, dice = validation_epoch(state, validation_step, validation_batches(), mesh, train)
+            metrics = EpochMetrics(
+                epoch=position.epoch,
+                learning_rate=float(learning_rate_at(config.optim, train, int(state.step) - 1)),
+                gradient_norm=so_far.largest_norm(),
+                train_loss=so_far.mean_loss(),
+                validation_loss=loss,
+                skipped_steps=so_far.finite.count(False),
+                pseudo_dice=dice,
+                seconds=so_far.seconds + time.perf_counter() - started,
+                patches_per_second=len(so_far.losses) * batch_size / so_far.seconds,
+                input_wait=so_far.waited / so_far.seconds,
+                memory_gib=device_memory_gib(),
+            )
+            score = float(np.nan_to_num(metrics.mean_pseudo_dice))  # no class present: nothing gained
+            is_best = score > position.best_score
+            if log is not None:
+                log.append(metrics)
+                _say(metrics, log, train.epochs, is_best)
+            position = dataclasses.replace(
+                position,
+                epoch=position.epoch + 1,
+                best_score=max(score, position.best_score),
+                so_far=EpochSoFar(),
+            )
+            checkpoints.save(state, position, is_best=is_best)
+        if interruption.received:
+            raise InterruptedTraining(_words(position))
     nnx.update(net, state.params)
 
 
-def _train_epoch(state, train_step, batches, mesh, train, epoch):
-    """The state, the mean loss and the largest gradient norm after one epoch."""
-    losses, norms = [], []
-    steps = itertools.islice(batches, train.steps_per_epoch)
-    with tqdm(steps, f"epoch {epoch + 1}/{train.epochs}", train.steps_per_epoch) as bar:
-        for batch in bar:
-            state, metrics = train_step(state, shard_batch(mesh, batch))
-            losses.append(metrics["loss"])
-            norms.append(metrics["gradient_norm"])
-            # One step behind, so that the device never waits for the terminal.
-            if len(losses) > 1:
-                bar.set_postfix(loss=f"{float(losses[-2]):.3f}")
-    losses, norms = jax.device_get((losses, norms))
-    _check_finite(losses, "training", epoch)
-    return state, float(np.mean(losses)), float(np.max(norms))
+def _say(metrics: EpochMetrics, log: MetricsLog, epochs: int, is_best: bool) -> None:
+    left = log.seconds_left(epochs)
+    logger.info(
+        "epoch %d/%d: loss %.3f, validation %.3f, Dice %.3f%s; %s, %.1f patches/s; %s left",
+        metrics.epoch + 1,
+        epochs,
+        metrics.train_loss,
+        metrics.validation_loss,
+        metrics.mean_pseudo_dice,
+        " (best)" if is_best else "",
+        duration(metrics.seconds),
+        metrics.patches_per_second,
+        duration(left),
+    )
 
 
-def _validate(state, validation_step, batches, mesh, train, epoch):
-    """The mean loss and the pseudo-Dice of each foreground class."""
-    steps = itertools.islice(batches, train.validation_steps)
-    results = [
-        validation_step(state.params, shard_batch(mesh, batch))
-        for batch in tqdm(steps, "validation", train.validation_steps, leave=False)
-    ]
-    losses, counts = zip(*jax.device_get(results), strict=True)
-    # Catches an epoch whose very last update spoilt the parameters, before they become a checkpoint.
-    _check_finite(losses, "validation", epoch)
-    dice = pseudo_dice(jax.tree.map(lambda *parts: np.sum(parts, 0), *counts))
-    return float(np.mean(losses)), tuple(map(float, dice))
+def duration(seconds: float) -> str:
+    """Words for a time: 4 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    whole = round(seconds)
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (name, length), (smaller, fraction) in itertools.pairwise(units):
+        if whole >= length:
+            rest = whole % length // fraction
+            return f"{whole // length} {name}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
 
 
-def _check_finite(losses, name, epoch):
-    if not np.isfinite(losses).all():
-        step = int(np.argmin(np.isfinite(losses))) + 1
-        raise FloatingPointError(
-            f"the {name} loss is not finite at step {step} of epoch {epoch + 1}; the checkpoint of the epoch "
-            "before, if there is one, is kept: lower optim.learning_rate, or set net.dtype to float32"
-        )
+def _words(position: Position) -> str:
+    steps = len(position.so_far.losses)
+    where = f"step {steps} of epoch {position.epoch + 1}" if steps else f"epoch {position.epoch}"
+    return f"stopped by SIGTERM after {where}; the same command goes on from there"

@@ -1,51 +1,107 @@
-"""The device mesh, over which each batch is shared out."""
+"""The device mesh: batches are shared out over all of it, parameters over its second axis."""
 
 import logging
+import math
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxmamba3d.checks import check_that
 from jaxmamba3d.machine import core_count
-from jaxmamba3d.ops.backend import DATA_AXIS
+from jaxmamba3d.ops.backend import BATCH_AXES, PARAMETER_AXIS, batch_axes
 
 logger = logging.getLogger(__name__)
+
+SMALLEST_SHARED = 2**14
+"""Numbers of a parameter below which every device keeps it whole: it would be sent more than it saves."""
 
 
 def use_all_cores() -> None:
     """Makes each core of the CPU a device, so that the cores share a batch; without effect on GPUs and TPUs.
 
+    JAX_NUM_CPU_DEVICES in the environment has precedence.
+
     Raises:
         RuntimeError: JAX has run something already.
     """
-    jax.config.update("jax_num_cpu_devices", core_count())
+    if jax.config.jax_num_cpu_devices < 0:
+        jax.config.update("jax_num_cpu_devices", core_count())
 
 
-def make_mesh(batch_size: int) -> Mesh:
-    """A mesh of one axis, `data`, over as many of the devices as divide the global batch.
+def make_mesh(batch_size: int, *, accumulate: int = 1, shard_parameters: int = 1) -> Mesh:
+    """A mesh of the axes `data` and `parameters` over as many of the devices as divide the global batch.
 
     Args:
         batch_size: samples of the global batch B.
+        accumulate: parts of the batch that are computed one after the other.
+        shard_parameters: devices that share out parameters, the length of the second axis.
+
+    Raises:
+        ValueError: the batch does not divide by the parts, or in no way over such a mesh; with several
+            processes, not over all their devices.
     """
+    divides = batch_size % accumulate == 0
+    check_that(divides, "train.accumulate", f"a divisor of the batch size {batch_size}", accumulate)
+    at_once = batch_size // accumulate
     devices = jax.devices()
-    used = max(count for count in range(1, len(devices) + 1) if batch_size % count == 0)
-    if used < len(devices) and devices[0].platform != "cpu":
+    counts = range(shard_parameters, len(devices) + 1, shard_parameters)
+    used = max((count for count in counts if at_once % count == 0), default=0)
+    wish = f"a number of the {len(devices)} devices by which {at_once} patches divide"
+    check_that(used > 0, "train.shard_parameters", wish, shard_parameters)
+    if jax.process_count() > 1:
+        wish = f"a multiple of train.accumulate times the {len(devices)} devices of all processes"
+        check_that(used == len(devices), "data.batch_size", wish, batch_size)
+    elif used < len(devices) and devices[0].platform != "cpu":
         logger.warning(
             "%d of %d devices are used: the batch size %d does not divide by more; raise data.batch_size",
             used,
             len(devices),
             batch_size,
         )
-    return Mesh(np.array(devices[:used]), (DATA_AXIS,))
+    shape = (used // shard_parameters, shard_parameters)
+    return jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto,) * 2, devices=devices[:used])
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The arrays of a pytree, whole on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def place_state(mesh: Mesh, tree: Any) -> Any:
+    """The arrays of a pytree on the mesh: shared out by `parameter_spec`, or whole on every device."""
+    parts = mesh.shape[PARAMETER_AXIS]
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, parameter_spec(x.shape, parts))), tree
+    )
+
+
+def constrain_state(tree: Any) -> Any:
+    """Keeps the arrays of a pytree, inside a jit-ed function, where `place_state` puts them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if PARAMETER_AXIS not in mesh.axis_names:
+        return tree
+    parts = mesh.shape[PARAMETER_AXIS]
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, parameter_spec(x.shape, parts)), tree)
+
+
+def whole_everywhere(tree: Any) -> Any:
+    """The arrays of a pytree, inside a jit-ed function, whole on every device if there is a mesh."""
+    if not batch_axes():
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
+def parameter_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Along which axis an array of a state is shared out: the longest one that divides by `parts`.
+
+    Args:
+        shape: of the array; small ones stay whole, as do those that have no such axis.
+        parts: devices along the mesh's axis `parameters`.
+    """
+    if parts == 1 or math.prod(shape) < SMALLEST_SHARED:
+        return PartitionSpec()
+    length, axis = max((length * (length % parts == 0), -i) for i, length in enumerate(shape))
+    return PartitionSpec(*[None] * -axis, PARAMETER_AXIS) if length else PartitionSpec()
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A process's part of a batch as global arrays, split along the first axis over the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return {name: jax.make_array_from_process_local_data(sharding, part) for name, part in batch.items()}

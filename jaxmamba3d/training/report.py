@@ -12,6 +12,10 @@ from tensorboardX import SummaryWriter
 
 from jaxmamba3d.files import replacing, write_text
 
+RESULTS = ("learning_rate", "gradient_norm", "train_loss", "validation_loss", "skipped_steps")
+SPEED = ("seconds", "patches_per_second", "input_wait", "memory_gib")
+DICE, MEAN = "pseudo_dice ", "mean"
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -19,20 +23,28 @@ class EpochMetrics:
 
     Args:
         epoch: counted from 0.
-        seconds: its duration.
         learning_rate: of its last step.
         gradient_norm: largest global norm of a step's gradient, before clipping.
         train_loss, validation_loss: means over the epoch's steps.
+        skipped_steps: training steps that were left out, not being finite.
         pseudo_dice: of each foreground class, over the validation patches; NaN where a class is absent.
+        seconds: its duration, validation included.
+        patches_per_second: in training.
+        input_wait: share of the training's time in which the next batch was not there yet.
+        memory_gib: the most that one device has held since the start; NaN where that is not known (CPUs).
     """
 
     epoch: int
-    seconds: float
     learning_rate: float
     gradient_norm: float
     train_loss: float
     validation_loss: float
+    skipped_steps: int
     pseudo_dice: tuple[float, ...]
+    seconds: float
+    patches_per_second: float
+    input_wait: float
+    memory_gib: float
 
     @property
     def mean_pseudo_dice(self) -> float:
@@ -61,6 +73,11 @@ class MetricsLog:
             flush_secs=1,  # SummaryWriter.flush() would not wait for the thread that writes
         )
 
+    def seconds_left(self, epochs: int) -> float:
+        """Until that many epochs are done, if they take as long as the latest ten did."""
+        latest = [row.seconds for row in self._rows[-10:]]
+        return (epochs - len(self._rows)) * sum(latest) / len(latest)
+
     def append(self, metrics: EpochMetrics) -> None:
         """Adds an epoch to the table, to TensorBoard and to the picture."""
         self._rows.append(metrics)
@@ -70,7 +87,11 @@ class MetricsLog:
             "loss/validation": metrics.validation_loss,
             "learning_rate": metrics.learning_rate,
             "gradient_norm": metrics.gradient_norm,
-            "seconds_an_epoch": metrics.seconds,
+            "skipped_steps": metrics.skipped_steps,
+            "speed/seconds_an_epoch": metrics.seconds,
+            "speed/patches_per_second": metrics.patches_per_second,
+            "speed/input_wait": metrics.input_wait,
+            "memory_gib": metrics.memory_gib,
         }
         scalars |= {
             f"pseudo_dice/{name}": dice
@@ -89,15 +110,15 @@ class MetricsLog:
     def _write_table(self):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        dice_columns = [f"pseudo_dice {name}" for name in (*self._class_names, "mean")]
-        numbers = ("seconds", "learning_rate", "gradient_norm", "train_loss", "validation_loss")
-        writer.writerow(["epoch", *numbers, *dice_columns])
+        dice_columns = [f"{DICE}{name}" for name in (*self._class_names, MEAN)]
+        writer.writerow(["epoch", *RESULTS, *dice_columns, *SPEED])
         for row in self._rows:
-            losses = (row.train_loss, row.validation_loss)
-            numbers = (row.learning_rate, row.gradient_norm, *losses, *row.pseudo_dice)
             # Nine digits give float32 back as it was: a resumed run's table is an unbroken one's.
-            exact = (f"{value:.9g}" for value in numbers)
-            writer.writerow([row.epoch, f"{row.seconds:.3f}", *exact, f"{row.mean_pseudo_dice:.6g}"])
+            results = [
+                f"{value:.9g}" for value in (*(getattr(row, name) for name in RESULTS), *row.pseudo_dice)
+            ]
+            speed = [f"{getattr(row, name):.4g}" for name in SPEED]
+            writer.writerow([row.epoch, *results, f"{row.mean_pseudo_dice:.6g}", *speed])
         write_text(self._folder / "metrics.csv", text.getvalue())
 
     def _draw(self):
@@ -134,6 +155,11 @@ def _read(path: Path) -> list[EpochMetrics]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    # The last column is the mean of the classes before it.
-    return [EpochMetrics(int(row[0]), *map(float, row[1:6]), tuple(map(float, row[6:-1]))) for row in rows]
+        return [_metrics(row) for row in csv.DictReader(file)]
+
+
+def _metrics(row: dict[str, str]) -> EpochMetrics:
+    dice = tuple(float(row[name]) for name in row if name.startswith(DICE) and name != f"{DICE}{MEAN}")
+    numbers = {name: float(row[name]) for name in (*RESULTS, *SPEED)}
+    numbers |= {"epoch": int(row["epoch"]), "skipped_steps": int(row["skipped_steps"])}
+    return EpochMetrics(pseudo_dice=dice, **numbers)

@@ -1,5 +1,6 @@
 """The jit-ed training and validation steps, and the state they pass on."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,10 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec
 
-from jaxmamba3d.augment import mirror
+from jaxmamba3d.augment import AugmentationPlan, augment
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.losses import HardCounts, hard_counts, segmentation_loss
+from jaxmamba3d.losses import HardCounts, hard_counts, loss_of_sums, segmentation_loss, segmentation_sums
+from jaxmamba3d.ops.backend import batch_axes
+from jaxmamba3d.training.mesh import constrain_state, whole_everywhere
 
 Batch = dict[str, jax.Array]
 """image [B, X, Y, Z, C] float32 and label [B, X, Y, Z] int."""
@@ -41,38 +46,88 @@ def make_train_step(
     *,
     labels: Labels,
     batch_dice: bool,
-    mirror_axes: tuple[int, ...],
+    augmentation: AugmentationPlan,
     seed: int,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """One optimizer step on an augmented batch: (state, batch) -> (state, {loss, gradient_norm}).
+    """One optimizer step on an augmented batch: (state, batch) -> (state, {loss, gradient_norm, finite}).
 
-    The batch may be sharded over devices; sums over it are then global. The old state's memory is reused.
+    The batch may be sharded over devices; sums over it are then global. The old state's memory is reused. A
+    step whose loss, gradient or update is not finite changes nothing but the count of steps.
 
     Args:
         net: [B, X, Y, Z, C] -> logits, or a tuple of them; its parameters are taken from the state.
         optimizer: see `make_optimizer`.
         labels: what label values mean.
         batch_dice: see `segmentation_loss`.
-        mirror_axes: see `mirror`.
+        augmentation: what is done to the batch, whose patches are of its `initial_patch_size`.
         seed: of the augmentation, together with the state's step.
+        accumulate: parts that the batch is computed in, one after the other; loss and gradient are the whole
+            batch's, to which end the Dice of a batch takes another forward pass.
     """
     graphdef = nnx.graphdef(net)
     target = {"batch_dice": batch_dice, "ignore_label": labels.ignore, "regions": labels.regions}
 
-    def loss_of(params, image, label):
-        logits = nnx.merge(graphdef, params)(image)
-        return segmentation_loss(logits, label, **target)
+    def sums_of(params, image, label):
+        return segmentation_sums(nnx.merge(graphdef, params)(image), label, **target)
+
+    loss_from = functools.partial(loss_of_sums, batch_dice=batch_dice)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        image, label = mirror(key, batch["image"], batch["label"], mirror_axes)
-        loss, gradients = jax.value_and_grad(loss_of)(state.params, image, label)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(params, optimizer_state, state.step + 1), metrics
+        image, label = augment(key, batch["image"], batch["label"], augmentation, batch_axes=batch_axes())
+        params = whole_everywhere(state.params)
+        if accumulate == 1:
+            loss_of = jax.value_and_grad(lambda params: loss_from(sums_of(params, image, label)))
+            loss, gradient = loss_of(params)
+        else:
+            parts = jax.tree.map(functools.partial(_in_parts, count=accumulate), (image, label))
+            loss, gradient = _accumulated(sums_of, loss_from, params, parts)
+        gradient = constrain_state(gradient)
+        norm = optax.tree.norm(gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
+        changed = optax.apply_updates(state.params, updates), optimizer_state
+        kept = jax.tree.map(functools.partial(jnp.where, finite), changed, state[:2])
+        metrics = {"loss": loss, "gradient_norm": norm, "finite": finite}
+        return TrainState(*constrain_state(kept), state.step + 1), whole_everywhere(metrics)
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _in_parts(batch: jax.Array, count: int) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...], moving no sample between devices: part i has i, i + count, ..."""
+    parts = batch.reshape(-1, count, *batch.shape[1:]).swapaxes(0, 1)
+    axes = batch_axes()
+    return lax.with_sharding_constraint(parts, PartitionSpec(None, axes)) if axes else parts
+
+
+def _accumulated(sums_of, loss_from, params, parts):
+    """Loss and gradient of a batch whose parts [parts, B, ...] come in turn.
+
+    The loss is a function of sums over the batch: a first pass finds its slopes along them, a second one each
+    part's gradient. Where the slopes follow from the labels alone, the compiler drops the net from the first.
+    """
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums_of, params, *_first(parts))
+    )
+
+    def add_sums(total, part):
+        return jax.tree.map(jnp.add, total, sums_of(params, *part)), None
+
+    slopes = jax.grad(loss_from)(lax.scan(add_sums, zeros, parts)[0])
+
+    def add_gradient(total, part):
+        sums, pull = jax.vjp(lambda params: sums_of(params, *part), params)
+        return jax.tree.map(jnp.add, total, (sums, pull(slopes)[0])), None
+
+    start = zeros, jax.tree.map(jnp.zeros_like, params)
+    (sums, gradient), _ = lax.scan(add_gradient, start, parts)
+    return loss_from(sums), gradient
+
+
+def _first(parts):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
 
 
 def make_validation_step(
@@ -88,10 +143,10 @@ def make_validation_step(
 
     @jax.jit
     def validation_step(params, batch):
-        logits = nnx.merge(graphdef, params)(batch["image"])
+        logits = nnx.merge(graphdef, whole_everywhere(params))(batch["image"])
         full = logits[0] if isinstance(logits, tuple) else logits
         label = batch["label"]
         loss = segmentation_loss(logits, label, batch_dice=batch_dice, **counted)
-        return loss, hard_counts(full, label, **counted)
+        return whole_everywhere((loss, hard_counts(full, label, **counted)))
 
     return validation_step

@@ -17,7 +17,7 @@ from jaxmamba3d.augment.spatial import central_crop, place
 BATCH = 16
 PLAN = AugmentationPlan((8, 10, 9), masked_channels=(1,))
 GEOMETRY = dataclasses.replace(PLAN, vary_intensities=False)
-jitted = jax.jit(augment, static_argnames=("plan", "batch_axis"))
+jitted = jax.jit(augment, static_argnames=("plan", "batch_axes"))
 
 
 def body(plan=PLAN, batch=BATCH):
@@ -69,7 +69,7 @@ def test_eight_devices_give_the_same_bits():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     parts = jax.device_put(body(), NamedSharding(mesh, PartitionSpec("data")))
     with jax.set_mesh(mesh):
-        lowered = jitted.lower(jax.random.key(0), *parts, plan=PLAN, batch_axis="data").compile()
+        lowered = jitted.lower(jax.random.key(0), *parts, plan=PLAN, batch_axes=("data",)).compile()
         results = lowered(jax.random.key(0), *parts)
     assert "all-gather" not in lowered.as_text()
     for result, expected in zip(results, augmented(), strict=True):

@@ -60,11 +60,11 @@ def test_batches_are_what_training_reads(cases):
         assert image.dtype == np.float32
         assert label.shape == (4, *PATCH)
         assert label.dtype == np.int16
-        # The label that the image shows, with outside the body (-1) and outside the volume (0) background.
-        np.testing.assert_array_equal(np.maximum(image[..., 1], 0), label)
+        # The label that the image shows, -1 outside the body and outside the volume.
         outside = image[..., 0] == 0
         assert outside.any(), "every volume is smaller than the patch along Y"
-        assert (label[outside] == 0).all()
+        np.testing.assert_array_equal(np.where(outside, -1, image[..., 1]), label)
+        assert (batch["case"] + 1 == image[..., 0].max(axis=(1, 2, 3)) // 10_000).all()
 
 
 def test_the_last_samples_hold_foreground_where_the_case_has_any(cases):

@@ -12,7 +12,7 @@ from small_datasets import change_json, image_and_label, write_decathlon, write_
 
 from jaxmamba3d.data import fingerprint
 from jaxmamba3d.data.case_files import open_case, read_centres
-from jaxmamba3d.data.plans import load_plans
+from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
 
 
@@ -90,6 +90,23 @@ def test_other_wishes_than_the_folder_was_planned_with(dataset, tmp_path):
     (tmp_path / "splits.json").write_text(json.dumps(splits))
     with pytest.raises(ValueError, match=r"must be split by .*splits\.json, got other splits"):
         plan_workspace(dataset, tmp_path / "work", splits_file=tmp_path / "splits.json", processes=1)
+
+
+def test_a_spacing_of_ones_own(dataset, tmp_path):
+    options = {"spacing": (3.0, 2.0, 2.5), "processes": 1}
+    planned = plan_workspace(dataset, tmp_path / "planned", processes=1).plans.configurations["3d_fullres"]
+    workspace = plan_workspace(dataset, tmp_path / "work", **options)
+    found = workspace.plans.configurations["3d_fullres"]
+    assert found.spacing == (3.0, 2.0, 2.5)
+    assert found.patch_size == planned.patch_size
+    lengths = [np.multiply(c.spacing, c.median_image_size) for c in (planned, found)]
+    np.testing.assert_allclose(*lengths)
+    assert plan_workspace(dataset, tmp_path / "work", **options) == workspace
+    save_plans(plan_workspace(dataset, tmp_path / "planned", processes=1).plans, tmp_path / "plans.json")
+    again = plan_workspace(dataset, tmp_path / "work", plans_file=tmp_path / "plans.json", **options)
+    assert again.plans == workspace.plans
+    with pytest.raises(ValueError, match=r"planned with spacing \(3\.0, 2\.0, 3\.0\), got another spacing"):
+        plan_workspace(dataset, tmp_path / "work", spacing=(3.0, 2.0, 3.0), processes=1)
 
 
 def test_no_work_folder(tmp_path):

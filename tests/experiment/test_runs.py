@@ -1,5 +1,6 @@
 """Whole runs on small data: train, stop, go on, predict, score."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         for one, other in zip(params_of(run, which), params_of(resumed_run, which), strict=True):
             np.testing.assert_array_equal(one, other)
     numbers = [
-        [row.split(",")[2:] for row in (r.fold_folder(0) / "metrics.csv").read_text().splitlines()]
+        [row.split(",")[:-4] for row in (r.fold_folder(0) / "metrics.csv").read_text().splitlines()]
         for r in (run, resumed_run)
     ]
     assert numbers[0] == numbers[1]
@@ -152,7 +153,7 @@ def test_a_checkpoint_of_other_cases_is_refused(finished, tmp_path):
     splits[0]["train"].pop()
     (tmp_path / "run" / "work" / "splits_final.json").write_text(json.dumps(splits))
     config = dataclasses.replace(run.config, output=str(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"checkpoint .* must be of this net and data .*training cases: "):
+    with pytest.raises(ValueError, match=r"checkpoint .* must be of this net, .*training cases "):
         experiment.run_experiment(config)
 
 
@@ -178,12 +179,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     one = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
     experiment.run_experiment(one)
     wild = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1e30))
-    wish = r"the (training|validation) loss is not finite at step \d of epoch 2; .* lower optim.learning_rate"
+    with pytest.raises(ValueError, match=r"got settings\.optim\.learning_rate 0\.01 there, 1e\+30 here$"):
+        experiment.run_experiment(wild)
+    allowed = dataclasses.replace(config.train, allow_changed_settings=True)
+    wild = dataclasses.replace(wild, train=allowed)
+    wish = r"step 1 of epoch 2 is not finite, on patches of case_\d.*; .* lower optim\.learning_rate"
     with pytest.raises(FloatingPointError, match=wish):
         experiment.run_experiment(wild)
     before = params_of(open_run(config.output))
     assert all(np.isfinite(leaf).all() for leaf in before)
-    bfloat16 = dataclasses.replace(config, net=dataclasses.replace(config.net, dtype="bfloat16"))
+    bfloat16 = dataclasses.replace(
+        config, net=dataclasses.replace(config.net, dtype="bfloat16"), train=allowed
+    )
     experiment.run_experiment(bfloat16)
     after = params_of(open_run(config.output))
     assert all(np.isfinite(leaf).all() for leaf in after)
@@ -193,9 +200,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
 def test_parameters_spoilt_by_the_last_step_of_an_epoch_are_no_checkpoint(dataset, tmp_path):
     config = small_config(dataset, tmp_path / "run", epochs=1, steps_per_epoch=1)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1e38))
-    with pytest.raises(FloatingPointError, match="the validation loss is not finite at step 1 of epoch 1"):
+    with pytest.raises(FloatingPointError, match="step 1 of epoch 1 is not finite"):
         experiment.run_experiment(config)
     assert open_run(config.output).trained_folds() == ()
+
+
+def test_steps_that_are_not_finite_may_be_skipped(dataset, tmp_path, monkeypatch, caplog):
+    """Every third batch is spoilt; the others train on."""
+    config = small_config(dataset, tmp_path / "run", epochs=1, steps_per_epoch=6, non_finite="skip")
+
+    def spoilt(*args, **options):
+        for number, batch in enumerate(training_batches(*args, **options)):
+            if number % 3 == 1 and options["seed"] == config.train.seed:
+                batch = batch | {"image": batch["image"] * np.inf}
+            yield batch
+
+    class Stateful:
+        def __init__(self, batches):
+            self.batches = batches
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.batches)
+
+        def get_state(self):
+            return {}
+
+    name = "jaxmamba3d.experiment.training.training_batches"
+    monkeypatch.setattr(name, lambda *args, **options: Stateful(spoilt(*args, **options)))
+    experiment.run_experiment(config)
+    run = open_run(config.output)
+    assert all(np.isfinite(leaf).all() for leaf in params_of(run))
+    with (run.fold_folder(0) / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert int(row["skipped_steps"]) == 2
+    assert np.isfinite(float(row["train_loss"]))
+    skipped = [record.getMessage() for record in caplog.records if record.message.endswith("skipped")]
+    assert [words.split(", on patches of case_")[0] for words in skipped] == [
+        "step 2 of epoch 1 is not finite",
+        "step 5 of epoch 1 is not finite",
+    ]
 
 
 def test_a_run_without_a_checkpoint_may_be_described_anew(dataset, tmp_path):
@@ -243,7 +289,7 @@ def test_regions_and_voxels_to_ignore(tmp_path):
     assert run.net.num_classes == 2
     assert set(scores.structures) == {"whole", "core"}
     header = (run.fold_folder(0) / "metrics.csv").read_text().splitlines()[0]
-    assert header.endswith("pseudo_dice whole,pseudo_dice core,pseudo_dice mean")
+    assert "pseudo_dice whole,pseudo_dice core,pseudo_dice mean" in header
     (prediction,) = (run.fold_folder(0) / "validation").glob("*.nii.gz")
     assert set(np.unique(np.asarray(nibabel.load(prediction).dataobj))) <= {0, 1, 2}
     (centres,) = (tmp_path / "run" / "work" / "3d_fullres").glob("case_0/foreground.npz")

@@ -7,18 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 from tolerances import assert_close
 
+from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
+from jaxmamba3d.ops.backend import BATCH_AXES
 from jaxmamba3d.training import mesh as meshes
-from jaxmamba3d.training.mesh import make_mesh, replicate, shard_batch
+from jaxmamba3d.training.mesh import make_mesh, parameter_spec, place_state, shard_batch
 from jaxmamba3d.training.optimizer import make_optimizer
 from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
 
 NET = NetConfig("segmamba", 1, 3, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
 LABELS = Labels({"background": (0,), "a": (1,), "b": (2,)})
+MIRRORING = AugmentationPlan((8, 8, 8), rotate_and_scale=False, vary_intensities=False)
 BATCH = 8
 STEPS = 3
 
@@ -38,42 +42,119 @@ def batches():
 
 def fresh_state(net, optimizer, mesh):
     """The state that a step may take for its own: the net keeps its arrays."""
-    return replicate(mesh, jax.tree.map(jnp.copy, init_state(net, optimizer)))
+    return place_state(mesh, jax.tree.map(jnp.copy, init_state(net, optimizer)))
 
 
-def trained(net, devices, *, batch_dice):
+def trained(net, devices, *, batch_dice, accumulate=1, shard_parameters=1):
     """Parameters, losses and validation results after a few steps on the first devices."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+    shape = (devices // shard_parameters, shard_parameters)
+    mesh = jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto,) * 2, devices=jax.devices()[:devices])
     optimizer = make_optimizer(OptimConfig(schedule="constant", learning_rate=1e-2), TrainConfig())
     state = fresh_state(net, optimizer, mesh)
     step = make_train_step(
-        net, optimizer, labels=LABELS, batch_dice=batch_dice, mirror_axes=(0, 1, 2), seed=7
+        net,
+        optimizer,
+        labels=LABELS,
+        batch_dice=batch_dice,
+        augmentation=MIRRORING,
+        seed=7,
+        accumulate=accumulate,
     )
     losses = []
-    for batch in batches():
-        state, metrics = step(state, shard_batch(mesh, batch))
-        losses.append(float(metrics["loss"]))
-    assert int(state.step) == STEPS
-    validation = make_validation_step(net, labels=LABELS, batch_dice=batch_dice)(
-        state.params, shard_batch(mesh, batch)
-    )
+    with jax.set_mesh(mesh):
+        for batch in batches():
+            state, metrics = step(state, shard_batch(mesh, batch))
+            losses.append(float(metrics["loss"]))
+            assert metrics["finite"]
+        assert int(state.step) == STEPS
+        validation = make_validation_step(net, labels=LABELS, batch_dice=batch_dice)(
+            state.params, shard_batch(mesh, batch)
+        )
     return jax.device_get(state.params), losses, jax.device_get(validation)
 
 
-def test_eight_devices_train_as_one(net):
-    params, losses, (loss, counts) = trained(net, 1, batch_dice=True)
-    params_8, losses_8, (loss_8, counts_8) = trained(net, 8, batch_dice=True)
+@pytest.fixture(scope="module")
+def on_one_device(net):
+    return {batch_dice: trained(net, 1, batch_dice=batch_dice) for batch_dice in (True, False)}
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_dice", "options"),
+    [
+        (8, True, {}),
+        (8, False, {"shard_parameters": 4}),
+        (1, True, {"accumulate": 4}),
+        (2, False, {"accumulate": 2, "shard_parameters": 2}),
+    ],
+)
+def test_the_global_batch_decides(net, on_one_device, monkeypatch, devices, batch_dice, options):
+    """However many devices share it, in however many parts it comes, wherever parameters are."""
+    monkeypatch.setattr(meshes, "SMALLEST_SHARED", 64)
+    params, losses, (loss, counts) = on_one_device[batch_dice]
+    others, other_losses, (other_loss, other_counts) = trained(net, devices, batch_dice=batch_dice, **options)
     assert len(set(losses)) == STEPS
-    np.testing.assert_allclose(losses_8, losses, rtol=1e-5)
-    np.testing.assert_allclose(loss_8, loss, rtol=1e-5)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     # A voxel whose two best classes are as good as equal may go either way.
-    for one, eight in zip(counts, counts_8, strict=True):
-        assert np.abs(one - eight).max() <= 2
+    for one, other in zip(counts, other_counts, strict=True):
+        assert np.abs(one - other).max() <= 2
     start = jax.device_get(nnx.state(net, nnx.Param))
-    for before, one, eight in zip(*map(jax.tree.leaves, (start, params, params_8)), strict=True):
+    for before, one, other in zip(*map(jax.tree.leaves, (start, params, others)), strict=True):
         moved = np.abs(one - before).max()
         assert moved > 0
-        assert np.abs(eight - one).max() <= 1e-2 * moved + 1e-6
+        assert np.abs(other - one).max() <= 1e-2 * moved + 1e-6
+
+
+def test_parameters_are_shared_out(net, monkeypatch):
+    monkeypatch.setattr(meshes, "SMALLEST_SHARED", 64)
+    mesh = make_mesh(BATCH, shard_parameters=4)
+    optimizer = make_optimizer(OptimConfig(), TrainConfig())
+    state = fresh_state(net, optimizer, mesh)
+    step = make_train_step(net, optimizer, labels=LABELS, batch_dice=False, augmentation=MIRRORING, seed=0)
+    with jax.set_mesh(mesh):
+        after, _ = step(state, shard_batch(mesh, next(batches())))
+    held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(after))
+    assert held < 0.4 * sum(x.size for x in jax.tree.leaves(after))
+
+
+def test_where_an_array_is_shared_out():
+    spec = jax.sharding.PartitionSpec
+    assert parameter_spec((3, 3, 3, 64, 128), 4) == spec(None, None, None, None, "parameters")
+    assert parameter_spec((1024, 30), 8) == spec("parameters")
+    assert parameter_spec((129, 255), 2) == spec()
+    assert parameter_spec((64,), 2) == spec()  # too small
+    assert parameter_spec((4096, 64), 1) == spec()
+
+
+def flops_of_a_step_in_two_parts(net, batch_dice):
+    optimizer = make_optimizer(OptimConfig(), TrainConfig())
+    step = make_train_step(
+        net, optimizer, labels=LABELS, batch_dice=batch_dice, augmentation=MIRRORING, seed=0, accumulate=2
+    )
+    state = jax.tree.map(jnp.copy, init_state(net, optimizer))
+    return step.lower(state, next(batches())).compile().cost_analysis()["flops"]
+
+
+def test_only_the_dice_of_the_batch_costs_a_forward_pass_more(net):
+    assert flops_of_a_step_in_two_parts(net, batch_dice=True) > 1.2 * flops_of_a_step_in_two_parts(
+        net, batch_dice=False
+    )
+
+
+def test_a_step_that_is_not_finite_changes_nothing(net):
+    mesh = make_mesh(BATCH)
+    optimizer = make_optimizer(OptimConfig(), TrainConfig())
+    state = fresh_state(net, optimizer, mesh)
+    before = jax.device_get(state)
+    step = make_train_step(net, optimizer, labels=LABELS, batch_dice=False, augmentation=MIRRORING, seed=0)
+    batch = next(batches())
+    batch["image"][3, 4, 4, 4] = np.inf
+    with jax.set_mesh(mesh):
+        after, metrics = step(state, shard_batch(mesh, batch))
+    assert not metrics["finite"]
+    assert after.step == 1
+    for one, other in zip(*map(jax.tree.leaves, (before[:2], jax.device_get(after[:2]))), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_sharded_step_does_not_wait_inside_the_scan(net):
@@ -81,8 +162,9 @@ def test_a_sharded_step_does_not_wait_inside_the_scan(net):
     mesh = make_mesh(BATCH)
     optimizer = make_optimizer(OptimConfig(), TrainConfig())
     state = fresh_state(net, optimizer, mesh)
-    step = make_train_step(net, optimizer, labels=LABELS, batch_dice=False, mirror_axes=(), seed=0)
-    text = step.lower(state, shard_batch(mesh, next(batches()))).compile().as_text()
+    step = make_train_step(net, optimizer, labels=LABELS, batch_dice=False, augmentation=MIRRORING, seed=0)
+    with jax.set_mesh(mesh):
+        text = step.lower(state, shard_batch(mesh, next(batches()))).compile().as_text()
     collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
     talking = {
         computation.split(" ", 1)[0].lstrip("%")
@@ -97,11 +179,21 @@ def test_a_sharded_step_does_not_wait_inside_the_scan(net):
     assert not talking & bodies
 
 
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"train\.accumulate must be a divisor of the batch size 8, got 3"):
+        make_mesh(8, accumulate=3)
+    wish = r"train\.shard_parameters must be a number of the 8 devices by which 6 patches divide, got 4"
+    with pytest.raises(ValueError, match=wish):
+        make_mesh(6, shard_parameters=4)
+
+
 def test_the_mesh_takes_what_divides_the_batch(caplog):
     assert make_mesh(8).size == 8
     assert make_mesh(6).size == 6
     assert make_mesh(9).size == 3
     assert make_mesh(11).size == 1
+    assert make_mesh(24, accumulate=4).size == 6
+    assert make_mesh(4, shard_parameters=2).devices.shape == (2, 2)
     assert not caplog.records  # cores left over are not worth a warning, idle accelerators are
 
 
@@ -110,7 +202,7 @@ def test_idle_accelerators_are_worth_a_warning(caplog, monkeypatch):
         platform = "gpu"
 
     monkeypatch.setattr(meshes.jax, "devices", lambda: [Chip(), Chip(), Chip()])
-    monkeypatch.setattr(meshes, "Mesh", lambda devices, names: devices)
+    monkeypatch.setattr(meshes.jax, "make_mesh", lambda shape, names, types, devices: devices)
     assert len(make_mesh(4)) == 2
     assert "2 of 3 devices are used: the batch size 4 does not divide by more" in caplog.text
 

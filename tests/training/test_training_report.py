@@ -1,6 +1,7 @@
 """Table, TensorBoard events and picture of a training run, across interruptions."""
 
 import csv
+import dataclasses
 import math
 import struct
 import time
@@ -17,7 +18,19 @@ CLASSES = ("liver", "lesion")
 def metrics_of(epoch, run=1):
     """Numbers that name their epoch and run; the lesion is absent in odd epochs."""
     dice = (epoch / 10, math.nan if epoch % 2 else 0.5)
-    return EpochMetrics(epoch, 2.5, 3e-4 / (epoch + 1), 0.5 * epoch, float(run), -epoch / 7, dice)
+    return EpochMetrics(
+        epoch=epoch,
+        learning_rate=3e-4 / (epoch + 1),
+        gradient_norm=0.5 * epoch,
+        train_loss=float(run),
+        validation_loss=-epoch / 7,
+        skipped_steps=epoch,
+        pseudo_dice=dice,
+        seconds=2.5,
+        patches_per_second=80.0,
+        input_wait=0.25,
+        memory_gib=math.nan,
+    )
 
 
 def read_table(folder):
@@ -125,4 +138,5 @@ def test_the_picture_shows_a_curve_for_each_class(interrupted):
 
 
 def test_mean_of_no_class_is_nan():
-    assert math.isnan(EpochMetrics(0, 1.0, 1.0, 1.0, 1.0, 1.0, (math.nan,)).mean_pseudo_dice)
+    absent = dataclasses.replace(metrics_of(0), pseudo_dice=(math.nan, math.nan))
+    assert math.isnan(absent.mean_pseudo_dice)

@@ -2,7 +2,7 @@
 
 A kernel is opaque to JAX: here it learns how a kernel is differentiated (`jax.custom_vjp`), that sequences
 are independent, so that a batch sharded over devices stays where it is, and that a mapped axis is more batch
-(`custom_vmap`). A batch is shared out by `jax.shard_map` over the axis `data` of the mesh that `jax.set_mesh`
+(`custom_vmap`). A batch is shared out by `jax.shard_map` over the batch axes of the mesh that `jax.set_mesh`
 set; without one by `custom_partitioning`, which TPUs lack (github.com/jax-ml/jax/issues/38196).
 
 Inside, parameters have an axis [G] in front, for G scans in one call: sequence b has those of b % G.
@@ -10,6 +10,7 @@ Inside, parameters have an axis [G] in front, for G scans in one call: sequence 
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmamba3d.ops.backend import DATA_AXIS, target_backend
+from jaxmamba3d.ops.backend import batch_axes, target_backend
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
 
 
@@ -133,8 +134,8 @@ def _each_sequence(function, partition: bool):
     def mapped(batched, parameters):
         if not partition:
             return function(batched, parameters)
-        if DATA_AXIS in jax.sharding.get_abstract_mesh().auto_axes:
-            return _over_mesh(function, batched, parameters)
+        if axes := batch_axes():
+            return _over_mesh(function, axes, batched, parameters)
         if target_backend() == "tpu":  # which does not know custom_partitioning
             return function(batched, parameters)
         return _partitioned(function, batched, parameters)
@@ -166,14 +167,14 @@ def _unfold(size, array):
     return jnp.swapaxes(array.reshape(-1, size, *array.shape[1:]), 0, 1)
 
 
-def _over_mesh(function, batched, parameters):
+def _over_mesh(function, axes, batched, parameters):
     """The call on each device's part of the batch, in the mesh that `jax.set_mesh` set."""
-    devices = jax.sharding.get_abstract_mesh().shape[DATA_AXIS]
+    devices = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
     batch, groups = (jax.tree.leaves(x)[0].shape[0] for x in (batched, parameters))
     whole = PartitionSpec()
-    split = whole if batch % (devices * groups) else PartitionSpec(DATA_AXIS)
+    split = whole if batch % (devices * groups) else PartitionSpec(axes)
     return jax.shard_map(
-        function, in_specs=(split, whole), out_specs=split, axis_names={DATA_AXIS}, check_vma=False
+        function, in_specs=(split, whole), out_specs=split, axis_names=set(axes), check_vma=False
     )(batched, parameters)
 
 

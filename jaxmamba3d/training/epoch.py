@@ -1,0 +1,171 @@
+"""One epoch: its training steps and its validation, with progress, health and speed."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxmamba3d.config import TrainConfig
+from jaxmamba3d.losses import pseudo_dice
+from jaxmamba3d.training.mesh import shard_batch
+from jaxmamba3d.training.processes import is_first_process
+from jaxmamba3d.training.steps import TrainState
+
+logger = logging.getLogger(__name__)
+
+CASE = "case"
+"""Of a batch: the number of each sample's case."""
+
+
+@dataclasses.dataclass
+class EpochSoFar:
+    """What the finished training steps of an epoch have given; part of a checkpoint within the epoch.
+
+    Args:
+        losses, norms: of each step; the global norm of the gradient is that before clipping.
+        finite: of each step, whether it changed the parameters.
+        seconds: that the steps took.
+        waited: seconds of these in which the next batch was not there yet.
+    """
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    norms: list[float] = dataclasses.field(default_factory=list)
+    finite: list[bool] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def mean_loss(self) -> float:
+        """Over the steps that were finite."""
+        return float(np.mean(np.array(self.losses)[self.finite]))
+
+    def largest_norm(self) -> float:
+        """Over the steps that were finite."""
+        return float(np.max(np.array(self.norms)[self.finite]))
+
+
+def train_epoch(
+    state: TrainState,
+    train_step: Callable,
+    batches: Iterator[dict[str, np.ndarray]],
+    mesh: Mesh,
+    config: TrainConfig,
+    *,
+    epoch: int,
+    so_far: EpochSoFar,
+    case_names: Sequence[str],
+    stop_after: Callable[[int], bool],
+) -> tuple[TrainState, bool]:
+    """Takes the steps that are left of an epoch, or as many as `stop_after` lets it, and notes them.
+
+    Args:
+        state: before the steps.
+        train_step: see `make_train_step`.
+        batches: see `training_batches`.
+        mesh: of the devices.
+        config: how many steps, and what happens if one is not finite.
+        epoch: counted from 0, for messages.
+        so_far: the finished steps; gets those taken here.
+        case_names: by number, for messages.
+        stop_after: whether to stop after this number of finished steps of the training.
+
+    Returns:
+        The state after the steps, and whether they were stopped.
+
+    Raises:
+        FloatingPointError: a step was not finite and the config says stop, or none of the epoch was.
+    """
+    done = len(so_far.losses)
+    progress = tqdm(
+        initial=done,
+        total=config.steps_per_epoch,
+        desc=f"epoch {epoch + 1}/{config.epochs}",
+        unit="step",
+        leave=False,
+        disable=None if is_first_process() else True,
+    )
+    pending, stopped = None, False
+    started = time.perf_counter()
+    with progress:
+        for step in range(done, config.steps_per_epoch):
+            asked = time.perf_counter()
+            batch = dict(next(batches))
+            so_far.waited += time.perf_counter() - asked
+            cases = batch.pop(CASE)
+            state, metrics = train_step(state, shard_batch(mesh, batch))
+            # One step behind, so that the device never waits for this.
+            if pending is not None:
+                _note(pending, so_far, config, epoch, case_names)
+                progress.set_postfix(loss=f"{so_far.losses[-1]:.3f}")
+            pending = metrics, cases
+            progress.update()
+            stopped = stop_after(epoch * config.steps_per_epoch + step + 1)
+            if stopped:
+                break
+        if pending is not None:
+            _note(pending, so_far, config, epoch, case_names)
+    so_far.seconds += time.perf_counter() - started
+    if not any(so_far.finite):
+        raise FloatingPointError(f"no step of epoch {epoch + 1} was finite; {_advice(config)}")
+    return state, stopped
+
+
+def _note(pending, so_far, config, epoch, case_names) -> None:
+    metrics, cases = pending
+    metrics = jax.device_get(metrics)
+    so_far.losses.append(float(metrics["loss"]))
+    so_far.norms.append(float(metrics["gradient_norm"]))
+    so_far.finite.append(bool(metrics["finite"]))
+    if so_far.finite[-1]:
+        return
+    names = ", ".join(sorted({case_names[number] for number in cases}))
+    what = (
+        f"step {len(so_far.losses)} of epoch {epoch + 1} is not finite, on patches of {names}: loss "
+        f"{so_far.losses[-1]:g}, gradient norm {so_far.norms[-1]:g}"
+    )
+    if config.non_finite == "stop":
+        raise FloatingPointError(f"{what}; {_advice(config)}")
+    logger.warning("%s: skipped", what)
+
+
+def _advice(config: TrainConfig) -> str:
+    skip = ", or set train.non_finite to skip" if config.non_finite == "stop" else ""
+    return (
+        "the last checkpoint was made before and is kept: lower optim.learning_rate (with "
+        f"train.allow_changed_settings), set net.dtype to float32{skip}"
+    )
+
+
+def validation_epoch(
+    state: TrainState,
+    validation_step: Callable,
+    batches: Iterator[dict[str, np.ndarray]],
+    mesh: Mesh,
+    config: TrainConfig,
+) -> tuple[float, tuple[float, ...]]:
+    """The mean loss and the pseudo-Dice of each foreground class over the epoch's validation batches."""
+    results = []
+    quiet = None if is_first_process() else True
+    steps = islice(batches, config.validation_steps)
+    for batch in tqdm(steps, "validation", config.validation_steps, leave=False, disable=quiet):
+        arrays = {name: array for name, array in batch.items() if name != CASE}
+        results.append(validation_step(state.params, shard_batch(mesh, arrays)))
+    losses, counts = zip(*jax.device_get(results), strict=True)
+    dice = pseudo_dice(jax.tree.map(lambda *parts: np.sum(parts, 0), *counts))
+    return float(np.mean(losses)), tuple(map(float, dice))
+
+
+def device_memory_gib() -> float:
+    """The most memory that one device of this process has held, GiB; NaN where JAX does not know (CPUs)."""
+    peaks = [
+        statistics["peak_bytes_in_use"] / 2**30
+        for device in jax.local_devices()
+        if (statistics := device.memory_stats()) and "peak_bytes_in_use" in statistics
+    ]
+    return max(peaks, default=math.nan)

@@ -1,0 +1,47 @@
+"""Schedulers that want the machine back."""
+
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Interruption:
+    """Notices SIGTERM, by which schedulers announce that they will end a process; a context manager.
+
+    Several processes agree on one step to stop after, by JAX's own preemption service.
+    """
+
+    def __init__(self):
+        self._received = False
+        # Handlers may be set in the main thread alone, and JAX's service has one of its own.
+        here = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
+        self._handles = here
+
+    def __enter__(self) -> "Interruption":
+        if self._handles:
+            self._former = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._former)
+
+    def after(self, step: int) -> bool:
+        """Whether to stop now; to be asked by every process after every step.
+
+        Args:
+            step: finished steps.
+        """
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    @property
+    def received(self) -> bool:
+        """Whether SIGTERM came, to this process alone."""
+        return self._received
+
+    def _receive(self, *_) -> None:
+        self._received = True

@@ -1,0 +1,67 @@
+"""Several processes that train together: each with its own devices, one program over all of them."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+ONE_WEEK = 7 * 24 * 3600
+
+
+def join_processes() -> None:
+    """Connects this process with the others, before JAX has run anything.
+
+    `jax.distributed` finds them by itself under SLURM, Open MPI, Kubernetes and on TPU pods; elsewhere each
+    process is told by JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+        ValueError: the other processes cannot be found.
+    """
+    told = {
+        argument: int(os.environ[name])
+        for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
+        if name in os.environ
+    }
+    try:
+        # Processes that are done wait for the first one, which still predicts and scores.
+        jax.distributed.initialize(**told, shutdown_timeout_seconds=ONE_WEEK)
+    except ValueError as error:
+        raise ValueError(
+            "train.distributed must be set where SLURM, Open MPI, Kubernetes or a TPU pod starts the "
+            "processes, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the "
+            f"environment, got {error}"
+        ) from error
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes tables and pictures."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """Runs a block in the first process, and then in the others, which find on disk what it left.
+
+    Raises:
+        RuntimeError: in the others, if the block failed in the first.
+    """
+    if jax.process_count() == 1:
+        yield
+    elif is_first_process():
+        try:
+            yield
+        except BaseException:
+            _tell_others(False)
+            raise
+        _tell_others(True)
+    else:
+        if not _tell_others(False):  # what the first process says counts
+            raise RuntimeError("the first process failed; its output says why")
+        yield
+
+
+def _tell_others(well: bool) -> bool:
+    return bool(multihost_utils.broadcast_one_to_all(np.array(well)))
