@@ -8,6 +8,8 @@ from pathlib import Path
 from jaxmamba3d.evaluation import Table
 from jaxmamba3d.experiment.report.style import STYLE
 
+MANY_COLUMNS = 12
+
 
 def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
     """A whole page.
@@ -67,8 +69,9 @@ def _pairs(values: Mapping[str, str], kind: str) -> str:
 
 
 def table(content: Table) -> str:
-    """A table that scrolls by itself where it is wider than the page."""
-    return f'<div class="wide" tabindex="0">\n{content.html()}</div>\n'
+    """A table that scrolls by itself where it is wider than the page, and is small on paper."""
+    kind = "wide many" if len(content.columns) > MANY_COLUMNS else "wide"
+    return f'<div class="{kind}" tabindex="0">\n{content.html()}</div>\n'
 
 
 def side_by_side(parts: Mapping[str, str]) -> str:

@@ -70,7 +70,7 @@ def report_page(run: Run) -> str:
         f"Run {name}, as it was on {now}",
         [
             page.tiles(_tiles(run, model, epochs)),
-            page.section("Overview", page.facts(_overview(run)), page.paragraph(_versions(run))),
+            page.section("Overview", page.facts(_overview(run)), *_lists(run)),
             page.section("Scores", *_scores(run, model, models)),
             *(fold_section(run, fold, epochs[fold], models.get(fold)) for fold in epochs),
             page.section("Settings", *_settings(run)),
@@ -99,28 +99,30 @@ def _tiles(run: Run, model: ScoredModel | None, epochs: Mapping[int, Epochs | No
 
 
 def _overview(run: Run) -> dict[str, str]:
-    config, plan, versions = run.config, run.configuration, run.versions()
-    return {
+    config, plan = run.config, run.configuration
+    facts = {
         "Network": run.net.name,
         "Parameters": f"{run.parameters():,}",
         "Features of the stages": enumerated(run.net.features),
         "Computed in": run.net.dtype,
         "Dataset": run.plans.dataset_name,
-        "Structures": enumerated(run.labels.structures),
         "Image channels": str(run.net.in_channels),
         "Configuration": config.data.configuration,
         "Spacing": f"{sizes(plan.spacing)} mm",
         "Patch": f"{sizes(plan.patch_size)} voxels",
         "Batch size": str(plan.batch_size),
-        "Epochs": f"{config.train.epochs}, each of {counted(config.train.steps_per_epoch, 'step')}",
-        "Learning rate": _schedule(config),
-        "Devices": versions.get("devices", "unknown"),
     }
+    if run.splits():  # of imported weights the config does not know it
+        steps = counted(config.train.steps_per_epoch, "step")
+        facts["Epochs"] = f"{config.train.epochs}, each of {steps}"
+        facts["Learning rate"] = _schedule(config)
+    return facts | {"Devices": run.versions().get("devices", "unknown")}
 
 
-def _versions(run: Run) -> str:
+def _lists(run: Run) -> list[str]:
     packages = (f"{name} {version}" for name, version in run.versions().items() if name != "devices")
-    return f"Versions: {enumerated(packages, 'unknown')}"
+    lists = {"Structures": enumerated(run.labels.structures), "Versions": enumerated(packages, "unknown")}
+    return [page.paragraph(f"{name}: {content}") for name, content in lists.items()]
 
 
 def _schedule(config: ExperimentConfig) -> str:

@@ -46,7 +46,7 @@ dd { margin: 0; }
 }
 .tiles div { padding: 0.8rem 1.1rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
-.tiles dd { font-size: 1.5rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tiles dd { font-size: 1.3rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .beside { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
 .beside > div { min-width: 0; max-width: 100%; }
 .beside h3 { margin-top: 1rem; }
@@ -55,12 +55,11 @@ table {
   border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; white-space: nowrap;
 }
 th, td { padding: 0.32rem 0.75rem; text-align: right; border-bottom: 1px solid var(--line); }
-thead th { color: var(--soft); font-size: 0.8rem; font-weight: 600; }
+thead th { color: var(--soft); font-size: 0.86em; font-weight: 600; }
 thead th[scope="colgroup"] { color: var(--ink); text-align: center; }
 th[scope="row"], thead th[scope="col"]:first-child { text-align: left; padding-left: 0.2rem; }
 th[scope="row"] {
-  position: sticky; left: 0; max-width: 14rem; overflow: hidden; text-overflow: ellipsis;
-  background: var(--card); font-weight: 400;
+  position: sticky; left: 0; background: var(--card); font-weight: 400;
 }
 tbody tr:hover > * { background: var(--stripe); }
 .sd, .fold-sd { color: var(--soft); font-size: 0.86em; }
@@ -85,19 +84,23 @@ pre {
   .tiles, .facts { grid-template-columns: 1fr 1fr; }
   .facts { gap: 0.6rem 1rem; }
   .tiles dd { font-size: 1.2rem; }
-  th[scope="row"] { max-width: 8.5rem; }
+  th[scope="row"] { min-width: 7rem; max-width: 9rem; white-space: normal; overflow-wrap: break-word; }
 }
+@page { margin: 12mm; }
 @media print {
   :root {
     color-scheme: light; --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #ccc;
     --stripe: #f4f4f4; --accent: #000; --good: #1a7f4b; --good-back: #fff; --open: #8a5a00; --open-back: #fff;
   }
-  body { max-width: none; padding: 0; font-size: 11px; }
+  html, body { font-size: 11px; }
+  body { max-width: none; padding: 0; }
   section { padding: 0; border: 0; }
   .wide, pre { overflow: visible; }
   pre { white-space: pre-wrap; }
   table { white-space: normal; overflow-wrap: normal; font-size: 10px; }
   th, td { padding: 0.2rem 0.4rem; }
+  .many table { font-size: 6px; }
+  .many th, .many td { padding: 0.1rem 0.15rem; }
   img { max-height: 24cm; }
   .chart img { min-width: 0; max-width: 100%; filter: none; }
   .tiles { grid-template-columns: repeat(6, 1fr); }
