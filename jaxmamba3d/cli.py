@@ -188,6 +188,19 @@ def compare(
     sys.stdout.write((output / "comparison.md").read_text())
 
 
+def report(run: Positional[Path], /, output: Path | None = None) -> None:
+    """Write a run's settings, curves, scores and pictures as one HTML file, at any time, during training too.
+
+    Args:
+        run: folder of a training run.
+        output: the file; default: RUN/report.html.
+    """
+    from jaxmamba3d import experiment
+    from jaxmamba3d import run as runs
+
+    experiment.write_report(runs.open_run(run), output)
+
+
 def import_weights(
     file: Positional[Path],
     /,
@@ -348,6 +361,7 @@ COMMANDS = {
     "predict": predict,
     "evaluate": evaluate,
     "compare": compare,
+    "report": report,
     "import-weights": import_weights,
     "bench": bench,
 }

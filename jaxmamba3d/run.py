@@ -22,6 +22,7 @@ from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
 from jaxmamba3d.training import SETTINGS, has_checkpoint, save_params
 
 NET, LABELS, POSTPROCESSING, SPLITS = "net.json", "labels.json", "postprocessing.json", "splits_final.json"
+VERSIONS = "versions.json"
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Run:
     """A run folder: the config, the net and the plans that its folds share.
 
     Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json and versions.json, and for
-    each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/, scores/ and
-    postprocessing.json; the run's postprocessing.json is decided on the validation cases of all its folds.
+    each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/, scores/,
+    postprocessing.json and summary.json; the run's postprocessing.json is decided on the validation cases of
+    all its folds.
     """
 
     folder: Path
@@ -47,6 +49,10 @@ class Run:
     def fold_folder(self, fold: int) -> Path:
         """Results of one fold."""
         return self.folder / f"fold_{fold}"
+
+    def folds(self) -> tuple[int, ...]:
+        """The folds that have a folder, trained or not."""
+        return _folds(self.folder)
 
     def trained_folds(self) -> tuple[int, ...]:
         """The folds that have a finished checkpoint."""
@@ -71,6 +77,15 @@ class Run:
     def abstract_net(self) -> UNet3D:
         """The net with shapes in place of weights, made in no time."""
         return nnx.eval_shape(self.build_net)
+
+    def parameters(self) -> int:
+        """How many numbers the net learns; no device is touched to count them."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.abstract_net(), nnx.Param)))
+
+    def versions(self) -> dict[str, str]:
+        """The packages, and the `devices`, when the run was last described; empty if that is not known."""
+        path = self.folder / VERSIONS
+        return load_json(path, "the versions of packages") if path.is_file() else {}
 
 
 def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
@@ -129,14 +144,17 @@ def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: La
     write_text(run.folder / NET, to_json(net))
     save_plans(plans, run.folder / "nnUNetPlans.json")
     write_json(run.folder / LABELS, labels.to_json())
-    write_json(run.folder / "versions.json", _versions())
+    write_json(run.folder / VERSIONS, _versions())
     return open_run(run.folder)
 
 
+def _folds(folder: Path) -> tuple[int, ...]:
+    numbers = (path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir())
+    return tuple(sorted(int(number) for number in numbers if number.isdigit()))
+
+
 def _trained_folds(folder: Path) -> tuple[int, ...]:
-    numbers = (path.name.removeprefix("fold_") for path in folder.glob("fold_*"))
-    folds = (int(number) for number in numbers if number.isdigit())
-    return tuple(sorted(fold for fold in folds if has_checkpoint(folder / f"fold_{fold}" / "checkpoints")))
+    return tuple(fold for fold in _folds(folder) if has_checkpoint(folder / f"fold_{fold}" / "checkpoints"))
 
 
 def _check_same(there: Run, here: Run) -> None:

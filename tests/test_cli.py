@@ -78,6 +78,11 @@ def test_the_whole_way_step_by_step(command, tmp_path):
     ):
         assert command(*arguments)[0] in (None, 0), arguments
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["seed"] == 3
+    assert json.loads((tmp_path / "run" / "fold_0" / "summary.json").read_text())["training"]["epochs"] == 1
+    message, out = command("report", "run", "--output", "page.html")
+    assert message in (None, 0)
+    assert "report written to page.html" in out
+    assert "resunet on data" in (tmp_path / "page.html").read_text(encoding="utf-8")
     for labels in ("data/labelsTr", "data"):
         message, out = command("evaluate", "predictions", labels, "--output", "scores")
         assert message in (None, 0)
@@ -123,6 +128,7 @@ def test_models_are_compared(command, tmp_path):
         (("train",), "train must be given first the path of a config file"),
         (("train", "nowhere.py"), "nowhere.py: no such config file"),
         (("predict", "nowhere", "--input", "a", "--output", "b"), "nowhere: not a run folder"),
+        (("report", "nowhere"), "nowhere: not a run folder"),
         (("evaluate", "nowhere", "labels"), "nowhere"),
         (
             ("compare", "nowhere", "--output", "out"),

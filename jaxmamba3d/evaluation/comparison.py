@@ -58,7 +58,7 @@ def compare_models(models: Sequence[ScoredModel], output: str | Path) -> dict[st
     check_writable(output, "output")
     protocol = models[0].protocol
     metrics = {"dice": "Dice", **hd95_columns(protocol)}
-    rows = {model.name: _row(model, metrics) for model in models}
+    rows = {model.name: row_of(model, metrics) for model in models}
     table = _table(rows, metrics, protocol)
     title = f"Models: protocol {protocol.name}, {len(models[0].cases)} cases"
     legend = "Mean ± standard deviation over the cases"
@@ -73,7 +73,8 @@ def compare_models(models: Sequence[ScoredModel], output: str | Path) -> dict[st
     return rows
 
 
-def _row(model: ScoredModel, metrics: Iterable[str]) -> Row:
+def row_of(model: ScoredModel, metrics: Iterable[str]) -> Row:
+    """A model's numbers for each structure and their mean."""
     together = summarize(model.scores, model.protocol)
     by_fold = [summarize(evaluation.scores, model.protocol) for evaluation in model.evaluations]
     row: Row = {}

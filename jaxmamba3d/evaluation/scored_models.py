@@ -47,6 +47,14 @@ class ScoredModel:
         """A case's mean Dice over its structures, those left out that have none; NaN without any."""
         return statistic(score.dice for score in self.scores if score.case == case).mean
 
+    @property
+    def folds(self) -> tuple["ScoredModel", ...]:
+        """Each evaluation as a model of its own."""
+        return tuple(
+            dataclasses.replace(self, evaluations=(evaluation,), predictions=(folder,))
+            for evaluation, folder in zip(self.evaluations, self.predictions, strict=True)
+        )
+
     def only(self, cases: frozenset[str]) -> "ScoredModel":
         """The same model scored on some of the cases; folds without any are left out."""
         kept = [
@@ -63,7 +71,8 @@ def find_model(folder: str | Path, name: str | None = None) -> ScoredModel:
     """The scores of a folder that `evaluate` wrote, of predictions scored in place, or of a run's folds.
 
     Args:
-        folder: holds summary.json, or scores/summary.json, or fold_K/scores/summary.json.
+        folder: holds scores/summary.json, or summary.json, or fold_K/scores/summary.json; the first of them
+            counts, as the summary.json of a run's fold is about more than scores.
         name: of the model; None: the folder's.
 
     Raises:
@@ -71,20 +80,30 @@ def find_model(folder: str | Path, name: str | None = None) -> ScoredModel:
         ValueError: the folds were scored under different protocols, or a summary.json is something else.
     """
     folder = Path(folder)
-    if (folder / SUMMARY).is_file():
-        found = [folder]
-    elif (folder / SCORES / SUMMARY).is_file():
+    if (folder / SCORES / SUMMARY).is_file():
         found = [folder / SCORES]
+    elif (folder / SUMMARY).is_file():
+        found = [folder]
     else:
         folds = [path.parent for path in folder.glob(f"fold_*/{SCORES}/{SUMMARY}")]
         found = sorted(folds, key=lambda path: (len(path.parts[-2]), path))  # fold_10 after fold_2
     if not found:
         places = f"{SUMMARY}, {SCORES}/{SUMMARY} or fold_K/{SCORES}/{SUMMARY}"
         raise FileNotFoundError(f"{folder}: no {places} in it; `jaxmamba3d evaluate` writes one")
-    evaluations = tuple(read_evaluation(path) for path in found)
-    model = ScoredModel(name or _name_of(folder), evaluations, tuple(_predictions_of(p) for p in found))
-    for path, evaluation in zip(found, evaluations, strict=True):
-        _check_protocol(str(found[0]), model.protocol, str(path), evaluation.protocol)
+    return read_model(name or _name_of(folder), found)
+
+
+def read_model(name: str, folders: Sequence[Path]) -> ScoredModel:
+    """A model from the folders of its scores, one or one a fold.
+
+    Raises:
+        FileNotFoundError: a folder has no summary.json.
+        ValueError: the folds were scored under different protocols, or a summary.json is something else.
+    """
+    evaluations = tuple(read_evaluation(folder) for folder in folders)
+    model = ScoredModel(name, evaluations, tuple(_predictions_of(folder) for folder in folders))
+    for folder, evaluation in zip(folders, evaluations, strict=True):
+        _check_protocol(str(folders[0]), model.protocol, str(folder), evaluation.protocol)
     return model
 
 

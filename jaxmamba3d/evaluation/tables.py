@@ -1,6 +1,7 @@
-"""Tables of numbers, as Markdown and as LaTeX."""
+"""Tables of numbers, as Markdown, as LaTeX and as HTML."""
 
 import dataclasses
+import html
 import itertools
 import math
 from collections.abc import Sequence
@@ -31,6 +32,11 @@ class Words:
     def latex(self) -> str:
         """As LaTeX."""
         return rf"\textbf{{{escape_latex(self.text)}}}" if self.bold else escape_latex(self.text)
+
+    def html(self) -> str:
+        """As HTML."""
+        text = html.escape(self.text)
+        return f"<strong>{text}</strong>" if self.bold else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,12 @@ class Number:
         """As LaTeX."""
         return self._written("--", r"\textbf{{{}}}" if self.bold else "{}", r" $\pm$ {}", r" ($\pm$ {})")
 
+    def html(self) -> str:
+        """As HTML; the spreads have the classes `sd` and `fold-sd`, for styles to set them back."""
+        number = "<strong>{}</strong>" if self.bold else "{}"
+        spreads = (' <span class="sd">± {}</span>', ' <span class="fold-sd">(± {})</span>')
+        return self._written("-", number, *spreads)
+
     def _written(self, nothing: str, number: str, sd: str, fold_sd: str) -> str:
         if math.isnan(self.mean):
             return nothing
@@ -95,6 +107,23 @@ class Table:
         cells = [[cell.markdown() for cell in row] for row in self.rows]
         return "".join("| " + " | ".join(row) + " |\n" for row in (titles, rules, *cells))
 
+    def html(self) -> str:
+        """As an HTML table, each row headed by its first cell; a group's title stands over its columns'."""
+        titles = "".join(f'<th scope="col">{html.escape(column.title)}</th>' for column in self.columns)
+        groups = "".join(
+            f'<th scope="colgroup" colspan="{width}">{html.escape(group)}</th>'
+            if group
+            else "<td></td>" * width
+            for group, width in self._groups()
+        )
+        heads = [groups, titles] if any(column.group for column in self.columns) else [titles]
+        body = [
+            f'<th scope="row">{row[0].html()}</th>' + "".join(f"<td>{cell.html()}</td>" for cell in row[1:])
+            for row in self.rows
+        ]
+        head, body = ("".join(f"<tr>{row}</tr>\n" for row in rows) for rows in (heads, body))
+        return f"<table>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n"
+
     def latex(self, caption: str) -> str:
         r"""As a floating LaTeX table that needs `\\usepackage{booktabs,adjustbox}`.
 
@@ -120,13 +149,17 @@ class Table:
         ]
         return "\n".join(lines) + "\n"
 
+    def _groups(self) -> list[tuple[str, int]]:
+        """Title and width of each group of neighbouring columns."""
+        found = itertools.groupby(self.columns, key=lambda column: column.group)
+        return [(group, len(list(members))) for group, members in found]
+
     def _latex_groups(self) -> list[str]:
         """The row of the groups' titles and the rules under them."""
         if not any(column.group for column in self.columns):
             return []
         titles, rules, start = [], [], 1
-        for group, members in itertools.groupby(self.columns, key=lambda column: column.group):
-            width = len(list(members))
+        for group, width in self._groups():
             title = escape_latex(group)
             titles.append(rf"\multicolumn{{{width}}}{{c}}{{{title}}}" if group else " & " * (width - 1))
             if group:

@@ -1,9 +1,21 @@
-"""The phases of an experiment: prepare, train, predict, validate."""
+"""The phases of an experiment: prepare, train, predict, validate, report."""
 
 from jaxmamba3d.experiment.experiment import run_experiment
 from jaxmamba3d.experiment.prediction import cases_to_predict, predict
 from jaxmamba3d.experiment.preparation import prepare
+from jaxmamba3d.experiment.report import write_report
+from jaxmamba3d.experiment.summary import fold_summary, write_summary
 from jaxmamba3d.experiment.training import train
 from jaxmamba3d.experiment.validation import validate
 
-__all__ = ["cases_to_predict", "predict", "prepare", "run_experiment", "train", "validate"]
+__all__ = [
+    "cases_to_predict",
+    "fold_summary",
+    "predict",
+    "prepare",
+    "run_experiment",
+    "train",
+    "validate",
+    "write_report",
+    "write_summary",
+]

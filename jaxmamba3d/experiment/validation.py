@@ -17,6 +17,7 @@ from jaxmamba3d.evaluation import (
     write_postprocessed,
 )
 from jaxmamba3d.experiment.prediction import predict
+from jaxmamba3d.experiment.summary import write_summary
 from jaxmamba3d.files import write_json
 from jaxmamba3d.inference.predict import SEGMENTATION
 from jaxmamba3d.run import POSTPROCESSING, Run
@@ -29,7 +30,8 @@ OVERLAY_CASES = 6
 def validate(run: Run, workspace: Workspace) -> Evaluation:
     """Predicts the fold's validation cases, scores them, draws overlays and decides on post-processing.
 
-    The scores are those of the predictions as they are; those of the post-processed ones lie beside them.
+    Ends with the fold's summary.json. The scores are those of the predictions as they are; those of the post-
+    processed ones lie beside them.
     """
     fold = run.config.data.fold
     folder = run.fold_folder(fold)
@@ -47,6 +49,7 @@ def validate(run: Run, workspace: Workspace) -> Evaluation:
         logger.info("%s: Dice %.3f ± %.3f, HD95 %.2f mm", structure, dice.mean, dice.sd, distance.mean)
     logger.info("mean Dice %.3f; scores, curves and overlays are in %s", scores.mean["dice"], folder)
     _decide_on_postprocessing(run, workspace, protocol)
+    write_summary(run, fold)
     return scores
 
 

@@ -103,6 +103,9 @@ def test_runs_are_compared_over_all_cases_and_over_folds(tmp_path):
     assert [model.name for model in found] == ["mine", "theirs"]
     assert found[0].predictions == tuple(runs[0] / f"fold_{n}" / "validation" for n in (0, 1))
     one_fold = runs[0] / "fold_1"
+    (one_fold / "summary.json").write_text("{}")  # as a run's fold has one, of more than scores
+    (model,) = find_models([one_fold])
+    assert (model.name, model.predictions) == ("mine fold_1", (one_fold / "validation",))
     shutil.copytree(one_fold / "validation", one_fold / "validation_postprocessed")
     shutil.copytree(one_fold / "scores", one_fold / "scores_postprocessed")
     (processed,) = find_models([one_fold / "scores_postprocessed"])

@@ -45,6 +45,23 @@ def test_latex():
     ]
 
 
+def test_html():
+    """What could be taken for tags is escaped; spreads can be told from numbers."""
+    table = Table([Column("<a>"), Column("Dice", "b&c"), Column("HD95", "b&c")], TABLE.rows)
+    lines = table.html().splitlines()
+    assert lines[2] == '<tr><td></td><th scope="colgroup" colspan="2">b&amp;c</th></tr>'
+    assert lines[3].startswith('<tr><th scope="col">&lt;a&gt;</th><th scope="col">Dice</th>')
+    assert lines[6] == (
+        '<tr><th scope="row">a_b &amp; 50 %</th><td>0.9123 <span class="sd">± 0.0500</span></td>'
+        '<td>3.14 <span class="sd">± 1.00</span></td><td>0.9000 <span class="sd">± 0.1000</span> '
+        '<span class="fold-sd">(± 0.0200)</span></td></tr>'
+    )
+    assert lines[7].startswith(
+        '<tr><th scope="row"><strong>mean</strong></th><td>-</td><td><strong>2.00</strong>'
+    )
+    assert "colgroup" not in Table([Column("a"), Column("b")], []).html()
+
+
 def test_columns_without_groups_have_one_heading_row():
     latex = Table([Column("a"), Column("b")], [[Words("x"), Number(1, digits=0)]]).latex("")
     assert "multicolumn" not in latex

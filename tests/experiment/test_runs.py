@@ -43,6 +43,7 @@ def test_a_run_leaves_all_that_describes_it(finished):
         "overlays.png",
         "postprocessing.json",
         "scores",
+        "summary.json",
         "tensorboard",
         "validation",
     }

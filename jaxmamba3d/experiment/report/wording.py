@@ -1,0 +1,36 @@
+"""Numbers and lists as people read them."""
+
+import math
+from collections.abc import Iterable
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sizes(values: Iterable[float]) -> str:
+    """Numbers along axes, rounded to 4 digits."""
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def enumerated(values: Iterable[object], nothing: str = "none") -> str:
+    """Things in a row."""
+    return ", ".join(map(str, values)) or nothing
+
+
+def number(value: float) -> str:
+    """Four digits, and a dash for NaN."""
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """In the two largest of days, hours, minutes and seconds."""
+    if math.isnan(seconds):
+        return "unknown"
+    rest, parts = round(seconds), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
