@@ -12,9 +12,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_net, paper_shapes
 from jaxmamba3d.checks import InterruptedTraining, UnsupportedError, check_that
-from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS, DataConfig, ExperimentConfig, NetOptions
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions
 
 Positional = tyro.conf.Positional
 Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one a core")]
@@ -281,77 +280,11 @@ def load_config(path: str | Path) -> ExperimentConfig:
     return config
 
 
-def bench_scan(
-    output: Path = Path("bench"),
-    implementations: tuple[str, ...] = (),
-    datasets: tuple[str, ...] = tuple(PLANS),
-    nets: tuple[str, ...] = SCANNING_NETS,
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16"),
-    repeats: int = 5,
-    longest: int | None = None,
-) -> None:
-    """Time the implementations of the selective scan on the shapes of the paper's networks.
-
-    Args:
-        output: folder of scan.md, scan.json and scan.png.
-        implementations: which to measure; default: all that run compiled on this backend.
-        datasets: whose patches: brain_tumour, acdc, synapse.
-        nets: whose stages.
-        dtypes: of the sequences.
-        repeats: calls of which the median is taken.
-        longest: leave out longer scans (tokens); default: 65536 on CPUs, none elsewhere.
-    """
-    import jax
-
-    from jaxmamba3d.bench import scan
-
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and longest is None:
-        longest = 65536
-    if not implementations:
-        kernels = () if on_cpu else tuple(name for name in SCAN_IMPLEMENTATIONS if "pallas" in name)
-        implementations = ("xla_sequential", "xla_associative", *kernels)
-    shapes = paper_shapes(datasets, nets)
-    scan.bench_scan(shapes, implementations, dtypes, output, repeats=repeats, longest=longest)
-    sys.stdout.write((output / "scan.md").read_text())
-
-
-def bench_net(
-    aot: str,
-    output: Path = Path("bench"),
-    datasets: tuple[str, ...] = tuple(PLANS),
-    nets: tuple[str, ...] = NETS,
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    remat: bool = True,
-    batch_per_chip: int = 1,
-) -> None:
-    """Compile training steps of the paper's networks at full size for TPUs, and say what memory they need.
-
-    Args:
-        aot: the chips, a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4; none need be here, but libtpu.
-        output: folder of net.md and net.json, written after each step.
-        datasets: whose patches, channels and classes: brain_tumour, acdc, synapse.
-        nets: which networks.
-        dtype: to compute in.
-        remat: recompute each Mamba block in the backward pass.
-        batch_per_chip: patches.
-    """
-    from jaxmamba3d.bench import net
-
-    net.use_tpu_compiler()
-    cases = [
-        (paper_net(name, dataset, dtype=dtype, remat=remat), dataset, PLANS[dataset].patch)
-        for dataset in datasets
-        for name in nets
-    ]
-    net.bench_nets(cases, batch_per_chip, aot, output)
-    sys.stdout.write((output / "net.md").read_text())
-
-
 def bench() -> None:
     """Measure speed and memory: `bench scan`, `bench net`."""
-    commands = {"scan": bench_scan, "net": bench_net}
-    tyro.extras.subcommand_cli_from_dict(commands, prog="jaxmamba3d bench", args=sys.argv[2:])
+    from jaxmamba3d.bench.commands import COMMANDS as measurements
+
+    tyro.extras.subcommand_cli_from_dict(measurements, prog="jaxmamba3d bench", args=sys.argv[2:])
 
 
 COMMANDS = {

@@ -14,6 +14,7 @@ LAYERS = {
     "labels": 0,
     "files": 0,
     "machine": 0,
+    "wording": 0,
     "ops": 1,
     "augment": 1,
     "losses": 1,
@@ -29,7 +30,7 @@ LAYERS = {
     "cli": 7,
 }
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
-STANDARD_LIBRARY_ONLY = {"config", "checks", "labels", "files", "machine"}
+STANDARD_LIBRARY_ONLY = {"config", "checks", "labels", "files", "machine", "wording"}
 HOST_ONLY = STANDARD_LIBRARY_ONLY | {"data", "evaluation"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE) != Path("__init__.py"))

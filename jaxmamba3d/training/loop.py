@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import time
@@ -26,6 +25,7 @@ from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import is_first_process
 from jaxmamba3d.training.report import EpochMetrics, MetricsLog
 from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
+from jaxmamba3d.wording import duration
 
 logger = logging.getLogger(__name__)
 
@@ -164,17 +164,6 @@ def _say(metrics: EpochMetrics, log: MetricsLog, epochs: int, is_best: bool) -> 
         metrics.patches_per_second,
         duration(left),
     )
-
-
-def duration(seconds: float) -> str:
-    """Words for a time: 4 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
-    whole = round(seconds)
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    for (name, length), (smaller, fraction) in itertools.pairwise(units):
-        if whole >= length:
-            rest = whole % length // fraction
-            return f"{whole // length} {name}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
 
 
 def _words(position: Position) -> str:

@@ -57,7 +57,7 @@ def test_a_run_ends_with_it(finished):
     assert training["best_mean_pseudo_dice"] == np.nanmax(dice)
     assert training["best_epoch"] == np.nanargmax(dice) + 1
     (best,) = (folder / "checkpoints" / "best").iterdir()
-    assert best.name == str(training["best_epoch"])
+    assert int(best.name) == training["best_epoch"] * run.config.train.steps_per_epoch
     del rows[-1]["epoch"]
     np.testing.assert_array_equal(
         [np.nan if training["last"][name] is None else training["last"][name] for name in rows[-1]],

@@ -114,7 +114,7 @@ def test_a_finished_run(copied, finished):
 
     with (copied.fold_folder(0) / "metrics.csv").open() as file:
         metrics = list(csv.DictReader(file))
-    epochs = page.table(["epoch", "seconds"])
+    epochs = page.table(["epoch", "learning rate"])
     best = summary["training"]["best_epoch"]
     assert [row[0] for row in epochs[1:]] == [
         f"{n} (best)" if n == best else f"{n}" for n in range(1, 1 + EPOCHS)
@@ -188,7 +188,7 @@ def test_long_tables_are_folded(copied):
     tables = [table for table in page.tables if table[1][0] == "case"]
     names = [row[0] for table in tables for row in table[2:]]
     assert names == [f"case_{n}" for n in range(40)]
-    epochs = [row[0] for row in page.table(["epoch", "seconds"])[1:]]
+    epochs = [row[0] for row in page.table(["epoch", "learning rate"])[1:]]
     assert epochs[0].startswith("1")
     assert epochs[-1] == "995"
     assert len(epochs) <= 12
@@ -259,7 +259,7 @@ def test_names_are_escaped(copied):
     assert "resunet on <i>&amp;" in page.text
     assert f"Structures: {HOSTILE}, right" in page.text
     assert page.table(["structure", "Dice"])[1][0] == HOSTILE
-    assert f"pseudo-Dice {HOSTILE}" in page.table(["epoch", "seconds"])[0]
+    assert f"pseudo-Dice {HOSTILE}" in page.table(["epoch", "learning rate"])[0]
 
 
 def test_where_it_is_written(copied, tmp_path):

@@ -20,9 +20,9 @@ from jaxmamba3d.evaluation import (
 )
 from jaxmamba3d.experiment.epochs import Epochs
 from jaxmamba3d.experiment.report import page
-from jaxmamba3d.experiment.report.wording import counted, duration, number
 from jaxmamba3d.files import load_json
 from jaxmamba3d.run import POSTPROCESSING, Run
+from jaxmamba3d.wording import counted, duration, number
 
 FINISHED = "finished"
 SHOWN_CASES, SHOWN_EPOCHS = 12, 10

@@ -20,9 +20,9 @@ from jaxmamba3d.evaluation import (
 from jaxmamba3d.experiment.epochs import Epochs, read_epochs
 from jaxmamba3d.experiment.report import page
 from jaxmamba3d.experiment.report.fold_section import fold_section, postprocessing_part, scores_of_folds
-from jaxmamba3d.experiment.report.wording import counted, duration, enumerated, number, sizes
 from jaxmamba3d.files import check_writable, replacing
 from jaxmamba3d.run import Run
+from jaxmamba3d.wording import counted, duration, enumerated, number, sizes
 
 logger = logging.getLogger(__name__)
 
