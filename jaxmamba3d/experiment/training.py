@@ -56,7 +56,9 @@ def train(run: Run, workspace: Workspace) -> None:
         augmentation=augmentation,
         training_batches=batches(split["train"], train_config.seed, augmentation.initial_patch_size),
         validation_batches=lambda: batches(split["val"], train_config.seed + 1, plan.patch_size),
-        case_names=split["train"],
+        training_cases=split["train"],
+        validation_cases=split["val"],
+        spacing=plan.spacing,
         folder=run.fold_folder(data.fold),
         identity=identity,
     )

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -142,23 +143,60 @@ def _advice(config: TrainConfig) -> str:
     )
 
 
+class Sample(NamedTuple):
+    """Patches of one validation batch and what the net makes of them.
+
+    Args:
+        image: [B, X, Y, Z, C].
+        label, segmentation: [B, X, Y, Z].
+        case: number of each one's case.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    segmentation: np.ndarray
+    case: np.ndarray
+
+
+class Validation(NamedTuple):
+    """The mean loss, the pseudo-Dice of each foreground class, and some patches to look at."""
+
+    loss: float
+    dice: tuple[float, ...]
+    sample: Sample
+
+
 def validation_epoch(
     state: TrainState,
     validation_step: Callable,
     batches: Iterator[dict[str, np.ndarray]],
     mesh: Mesh,
     config: TrainConfig,
-) -> tuple[float, tuple[float, ...]]:
-    """The mean loss and the pseudo-Dice of each foreground class over the epoch's validation batches."""
-    results = []
+) -> Validation:
+    """Validates on the epoch's batches, which are the same every epoch.
+
+    Args:
+        state: to validate.
+        validation_step: see `make_validation_step`.
+        batches: see `training_batches`.
+        mesh: of the devices.
+        config: how many batches.
+    """
+    results, sample = [], None
     quiet = None if is_first_process() else True
     steps = islice(batches, config.validation_steps)
     for batch in tqdm(steps, "validation", config.validation_steps, leave=False, disable=quiet):
         arrays = {name: array for name, array in batch.items() if name != CASE}
-        results.append(validation_step(state.params, shard_batch(mesh, arrays)))
+        *result, segmentation = validation_step(state.params, shard_batch(mesh, arrays))
+        results.append(result)
+        if sample is None:
+            # Of several devices the first one's part, which is that of the process's first samples.
+            segmentation = np.asarray(segmentation.addressable_data(0))
+            part = slice(len(segmentation))
+            sample = Sample(arrays["image"][part], arrays["label"][part], segmentation, batch[CASE][part])
     losses, counts = zip(*jax.device_get(results), strict=True)
     dice = pseudo_dice(jax.tree.map(lambda *parts: np.sum(parts, 0), *counts))
-    return float(np.mean(losses)), tuple(map(float, dice))
+    return Validation(float(np.mean(losses)), tuple(map(float, dice)), sample)
 
 
 def device_memory_gib() -> float:

@@ -23,7 +23,7 @@ from jaxmamba3d.training.interruption import Interruption
 from jaxmamba3d.training.mesh import make_mesh, place_state
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import is_first_process
-from jaxmamba3d.training.report import EpochMetrics, MetricsLog
+from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
 from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
 from jaxmamba3d.wording import duration
 
@@ -42,7 +42,9 @@ def train_fold(
     augmentation: AugmentationPlan,
     training_batches: Batches,
     validation_batches: Callable[[], Batches],
-    case_names: Sequence[str],
+    training_cases: Sequence[str],
+    validation_cases: Sequence[str],
+    spacing: tuple[float, float, float],
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
@@ -58,8 +60,9 @@ def train_fold(
         training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z], case [B]}, the
             patches of `augmentation.initial_patch_size`.
         validation_batches: starts the same sequence of validation batches anew, each epoch.
-        case_names: of the training cases, by number.
-        folder: of this fold; gets metrics.csv, curves.png, tensorboard/ and checkpoints/.
+        training_cases, validation_cases: names, by the numbers that the batches give.
+        spacing: voxel size of the patches (mm), for pictures.
+        folder: of this fold; gets metrics.csv, curves.png, patches.png, tensorboard/ and checkpoints/.
         identity: JSON-able description of net, data and settings that a checkpoint to go on from must share.
 
     Raises:
@@ -88,7 +91,7 @@ def train_fold(
             logger.info("going on after epoch %d of %d", position.epoch, train.epochs)
         log = None
         if is_first_process():
-            log = MetricsLog(folder, tuple(labels.structures), start_epoch=position.epoch)
+            log = MetricsLog(folder, labels, start_epoch=position.epoch)
             stack.callback(log.close)
 
         train_step = make_train_step(
@@ -111,7 +114,7 @@ def train_fold(
                 train,
                 epoch=position.epoch,
                 so_far=so_far,
-                case_names=case_names,
+                case_names=training_cases,
                 stop_after=interruption.after,
             )
             position = dataclasses.replace(position, iterator=training_batches.get_state())
@@ -119,15 +122,15 @@ def train_fold(
                 checkpoints.save(state, position)
                 raise InterruptedTraining(_words(position))
             started = time.perf_counter()
-            loss, dice = validation_epoch(state, validation_step, validation_batches(), mesh, train)
+            validation = validation_epoch(state, validation_step, validation_batches(), mesh, train)
             metrics = EpochMetrics(
                 epoch=position.epoch,
                 learning_rate=float(learning_rate_at(config.optim, train, int(state.step) - 1)),
                 gradient_norm=so_far.largest_norm(),
                 train_loss=so_far.mean_loss(),
-                validation_loss=loss,
+                validation_loss=validation.loss,
                 skipped_steps=so_far.finite.count(False),
-                pseudo_dice=dice,
+                pseudo_dice=validation.dice,
                 seconds=so_far.seconds + time.perf_counter() - started,
                 patches_per_second=len(so_far.losses) * batch_size / so_far.seconds,
                 input_wait=so_far.waited / so_far.seconds,
@@ -137,6 +140,8 @@ def train_fold(
             is_best = score > position.best_score
             if log is not None:
                 log.append(metrics)
+                if log.wants_a_picture(train.epochs):
+                    log.show(overlays_of(validation.sample, validation_cases, spacing, labels))
                 _say(metrics, log, train.epochs, is_best)
             position = dataclasses.replace(
                 position,

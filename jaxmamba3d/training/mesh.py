@@ -88,6 +88,12 @@ def whole_everywhere(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
+def split_by_sample(array: jax.Array, axis: int = 0) -> jax.Array:
+    """An array, inside a jit-ed function, split along the axis of its samples over the mesh, if any."""
+    axes = batch_axes()
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(*[None] * axis, axes)) if axes else array
+
+
 def parameter_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
     """Along which axis an array of a state is shared out: the longest one that divides by `parts`.
 

@@ -3,17 +3,24 @@
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from tensorboardX import SummaryWriter
 
+from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
 from jaxmamba3d.files import replacing, write_text
+from jaxmamba3d.labels import Labels
+from jaxmamba3d.training.epoch import Sample
 
 RESULTS = ("learning_rate", "gradient_norm", "train_loss", "validation_loss", "skipped_steps")
 SPEED = ("seconds", "patches_per_second", "input_wait", "memory_gib")
+PICTURES, PATCHES = 50, 3
 DICE, MEAN = "pseudo_dice ", "mean"
 
 
@@ -54,17 +61,18 @@ class EpochMetrics:
 
 
 class MetricsLog:
-    """metrics.csv, tensorboard/ and curves.png of one fold, brought up to date after every epoch.
+    """metrics.csv, tensorboard/, curves.png and patches.png of one fold, up to date after every epoch.
 
     Args:
         folder: made if missing.
-        class_names: the foreground classes, in the order of `EpochMetrics.pseudo_dice`.
+        labels: of which the structures are those of `EpochMetrics.pseudo_dice`, in this order.
         start_epoch: the epoch that comes next; later rows of an earlier run are dropped.
     """
 
-    def __init__(self, folder: Path, class_names: tuple[str, ...], *, start_epoch: int = 0):
+    def __init__(self, folder: Path, labels: Labels, *, start_epoch: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._class_names = folder, class_names
+        self._folder, self._class_names = folder, tuple(labels.structures)
+        self._value_names = labels.names
         self._rows = [row for row in _read(folder / "metrics.csv") if row.epoch < start_epoch]
         self._writer = SummaryWriter(
             str(folder / "tensorboard"),
@@ -102,6 +110,23 @@ class MetricsLog:
             if not math.isnan(value):
                 self._writer.add_scalar(name, value, metrics.epoch)
         self._draw()
+
+    def wants_a_picture(self, epochs: int) -> bool:
+        """Whether the epoch just added is one of about 50, or the last, that patches are shown of.
+
+        Args:
+            epochs: of the whole training.
+        """
+        done = self._rows[-1].epoch + 1
+        return done == epochs or done % max(1, epochs // PICTURES) == 0
+
+    def show(self, overlays: Sequence[OverlayCase]) -> None:
+        """Draws validation patches as the net sees them after the epoch just added, as patches.png too."""
+        path = self._folder / "patches.png"
+        overlay_figure(overlays, path, class_names=self._value_names)
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._writer.add_image("patches", pixels, self._rows[-1].epoch, dataformats="HWC")
 
     def close(self) -> None:
         """Ends the TensorBoard file."""
@@ -148,6 +173,32 @@ class MetricsLog:
         dice.legend(frameon=False, ncols=1 + len(self._class_names) // 8)
         with replacing(self._folder / "curves.png") as unfinished:
             figure.savefig(unfinished)
+
+
+def overlays_of(
+    sample: Sample, case_names: Sequence[str], spacing: tuple[float, float, float], labels: Labels
+) -> list[OverlayCase]:
+    """Rows of `overlay_figure` for a few patches with foreground, or without where none has any.
+
+    Args:
+        sample: of a validation.
+        case_names: by number.
+        spacing: voxel size of the patches (mm).
+        labels: what label values mean.
+    """
+    truth = np.maximum(sample.label, 0)
+    fullest = sorted(range(len(truth)), key=lambda i: not np.isin(truth[i], labels.values[1:]).any())
+    return [
+        OverlayCase(
+            case_names[sample.case[i]],
+            sample.image[i],
+            truth[i],
+            sample.segmentation[i],
+            spacing=spacing,
+            ignore_label=labels.ignore,
+        )
+        for i in fullest[:PATCHES]
+    ]
 
 
 def _read(path: Path) -> list[EpochMetrics]:

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from jaxmamba3d.augment import AugmentationPlan, augment
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.losses import HardCounts, hard_counts, loss_of_sums, segmentation_loss, segmentation_sums
 from jaxmamba3d.ops.backend import batch_axes
-from jaxmamba3d.training.mesh import constrain_state, whole_everywhere
+from jaxmamba3d.training.mesh import constrain_state, split_by_sample, whole_everywhere
 
 Batch = dict[str, jax.Array]
 """image [B, X, Y, Z, C] float32 and label [B, X, Y, Z] int."""
@@ -97,9 +96,7 @@ def make_train_step(
 
 def _in_parts(batch: jax.Array, count: int) -> jax.Array:
     """[B, ...] -> [count, B / count, ...], moving no sample between devices: part i has i, i + count, ..."""
-    parts = batch.reshape(-1, count, *batch.shape[1:]).swapaxes(0, 1)
-    axes = batch_axes()
-    return lax.with_sharding_constraint(parts, PartitionSpec(None, axes)) if axes else parts
+    return split_by_sample(batch.reshape(-1, count, *batch.shape[1:]).swapaxes(0, 1), axis=1)
 
 
 def _accumulated(sums_of, loss_from, params, parts):
@@ -132,8 +129,8 @@ def _first(parts):
 
 def make_validation_step(
     net: nnx.Module, *, labels: Labels, batch_dice: bool
-) -> Callable[[nnx.State, Batch], tuple[jax.Array, HardCounts]]:
-    """(params, batch) -> loss and the voxel counts behind the pseudo-Dice, on the batch as it is.
+) -> Callable[[nnx.State, Batch], tuple[jax.Array, HardCounts, jax.Array]]:
+    """(params, batch) -> loss, voxel counts behind the pseudo-Dice, segmentation [B, X, Y, Z] int16.
 
     Args:
         net, labels, batch_dice: see `make_train_step`.
@@ -147,6 +144,17 @@ def make_validation_step(
         full = logits[0] if isinstance(logits, tuple) else logits
         label = batch["label"]
         loss = segmentation_loss(logits, label, batch_dice=batch_dice, **counted)
-        return whole_everywhere((loss, hard_counts(full, label, **counted)))
+        counts = hard_counts(full, label, **counted)
+        return *whole_everywhere((loss, counts)), split_by_sample(_segmentation(full, labels))
 
     return validation_step
+
+
+def _segmentation(logits: jax.Array, labels: Labels) -> jax.Array:
+    """The label values that logits [B, X, Y, Z, K] stand for; regions are painted over each other."""
+    if not labels.has_regions:
+        return jnp.argmax(logits, -1).astype(jnp.int16)
+    painted = jnp.zeros(logits.shape[:-1], jnp.int16)
+    for region, value in enumerate(labels.regions_class_order):
+        painted = jnp.where(logits[..., region] > 0, jnp.int16(value), painted)
+    return painted

@@ -41,6 +41,7 @@ def test_a_run_leaves_all_that_describes_it(finished):
         "curves.png",
         "metrics.csv",
         "overlays.png",
+        "patches.png",
         "postprocessing.json",
         "scores",
         "summary.json",

@@ -90,14 +90,18 @@ def on_one_device(net):
 def test_the_global_batch_decides(net, on_one_device, monkeypatch, devices, batch_dice, options):
     """However many devices share it, in however many parts it comes, wherever parameters are."""
     monkeypatch.setattr(meshes, "SMALLEST_SHARED", 64)
-    params, losses, (loss, counts) = on_one_device[batch_dice]
-    others, other_losses, (other_loss, other_counts) = trained(net, devices, batch_dice=batch_dice, **options)
+    params, losses, (loss, counts, found) = on_one_device[batch_dice]
+    others, other_losses, (other_loss, other_counts, other_found) = trained(
+        net, devices, batch_dice=batch_dice, **options
+    )
     assert len(set(losses)) == STEPS
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     # A voxel whose two best classes are as good as equal may go either way.
     for one, other in zip(counts, other_counts, strict=True):
         assert np.abs(one - other).max() <= 2
+    assert found.shape == (BATCH, 8, 8, 8)
+    assert (found != other_found).sum() <= 2
     start = jax.device_get(nnx.state(net, nnx.Param))
     for before, one, other in zip(*map(jax.tree.leaves, (start, params, others)), strict=True):
         moved = np.abs(one - before).max()

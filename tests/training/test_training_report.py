@@ -6,13 +6,16 @@ import math
 import struct
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxmamba3d.training.report import EpochMetrics, MetricsLog
+from jaxmamba3d.labels import Labels
+from jaxmamba3d.training.epoch import Sample
+from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
 
-CLASSES = ("liver", "lesion")
+LABELS = Labels({"background": (0,), "liver": (1,), "lesion": (2,)})
 
 
 def metrics_of(epoch, run=1):
@@ -68,11 +71,11 @@ def visible_scalars(events):
 def interrupted(tmp_path_factory):
     """Four epochs, of which the last two were lost with their checkpoint, then three more from epoch 2."""
     folder = tmp_path_factory.mktemp("run") / "fold_0"
-    first = MetricsLog(folder, CLASSES)
+    first = MetricsLog(folder, LABELS)
     for epoch in range(4):
         first.append(metrics_of(epoch))
     first.close()
-    second = MetricsLog(folder, CLASSES, start_epoch=2)
+    second = MetricsLog(folder, LABELS, start_epoch=2)
     for epoch in range(2, 5):
         second.append(metrics_of(epoch, run=2))
     second.close()
@@ -102,7 +105,7 @@ def test_tensorboard_shows_every_epoch_once(interrupted):
 
 def test_each_epoch_is_on_disk_at_once(tmp_path):
     """A run that is killed keeps what it reported, and leaves no temporary files."""
-    log = MetricsLog(tmp_path, CLASSES)
+    log = MetricsLog(tmp_path, LABELS)
     log.append(metrics_of(0))
     assert len(read_table(tmp_path)) == 1
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -115,7 +118,7 @@ def test_each_epoch_is_on_disk_at_once(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
-    log = MetricsLog(tmp_path, CLASSES)
+    log = MetricsLog(tmp_path, LABELS)
     log.append(metrics_of(0))
     before = (tmp_path / "metrics.csv").read_bytes()
 
@@ -135,6 +138,39 @@ def test_the_picture_shows_a_curve_for_each_class(interrupted):
         assert picture.width > 2 * picture.height > 500
         colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 20)}
     assert {(31, 119, 180), (255, 127, 14), (128, 128, 128)} <= colours
+
+
+def test_patches_are_shown(tmp_path):
+    """As a file and in TensorBoard: the patch with foreground first, its case's name with it."""
+    label = np.zeros((2, 4, 16, 16), np.int16)
+    label[1, 2, 4:10, 4:10] = 1
+    label[0] = -1
+    image = np.random.default_rng(0).normal(label, 0.2)[..., None].astype(np.float32)
+    sample = Sample(image, label, np.maximum(label, 0) * 2, np.array([1, 0]))
+    overlays = overlays_of(sample, ["a", "b"], (3.0, 1.0, 1.0), LABELS)
+    assert [overlay.name for overlay in overlays] == ["a", "b"]
+    assert overlays[1].truth.min() == 0
+    log = MetricsLog(tmp_path, LABELS)
+    log.append(metrics_of(0))
+    log.show(overlays)
+    log.close()
+    with Image.open(tmp_path / "patches.png") as picture:
+        size = picture.size
+    (shown,) = [
+        value for event in read_events(tmp_path) for value in event.summary.value if value.tag == "patches"
+    ]
+    assert (shown.image.width, shown.image.height) == size
+
+
+@pytest.mark.parametrize(
+    ("done", "epochs", "shown"),
+    [(1, 3, True), (3, 3, True), (19, 1000, False), (20, 1000, True), (77, 77, True), (99, 150, True)],
+)
+def test_about_fifty_epochs_show_patches(tmp_path, done, epochs, shown):
+    log = MetricsLog(tmp_path, LABELS)
+    log.append(metrics_of(done - 1))
+    log.close()
+    assert log.wants_a_picture(epochs) == shown
 
 
 def test_mean_of_no_class_is_nan():
