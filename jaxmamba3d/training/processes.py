@@ -46,7 +46,7 @@ def first_process_first() -> Iterator[None]:
     """Runs a block in the first process, and then in the others, which find on disk what it left.
 
     Raises:
-        RuntimeError: in the others, if the block failed in the first.
+        ValueError: in the others, if the block failed in the first.
     """
     if jax.process_count() == 1:
         yield
@@ -59,7 +59,7 @@ def first_process_first() -> Iterator[None]:
         _tell_others(True)
     else:
         if not _tell_others(False):  # what the first process says counts
-            raise RuntimeError("the first process failed; its output says why")
+            raise ValueError("the first process failed; its output says why")
         yield
 
 
