@@ -281,7 +281,7 @@ def load_config(path: str | Path) -> ExperimentConfig:
 
 
 def bench() -> None:
-    """Measure speed and memory: `bench scan`, `bench net`."""
+    """Measure speed and memory: `bench scan`, `bench net`, `bench pipeline`."""
     from jaxmamba3d.bench.commands import COMMANDS as measurements
 
     tyro.extras.subcommand_cli_from_dict(measurements, prog="jaxmamba3d bench", args=sys.argv[2:])

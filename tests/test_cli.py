@@ -129,6 +129,7 @@ def test_models_are_compared(command, tmp_path):
         (("train", "nowhere.py"), "nowhere.py: no such config file"),
         (("predict", "nowhere", "--input", "a", "--output", "b"), "nowhere: not a run folder"),
         (("report", "nowhere"), "nowhere: not a run folder"),
+        (("bench", "pipeline", "nowhere"), "nowhere: not a work folder; make one with `jaxmamba3d plan`"),
         (("evaluate", "nowhere", "labels"), "nowhere"),
         (
             ("compare", "nowhere", "--output", "out"),

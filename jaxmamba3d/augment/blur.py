@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxmamba3d.augment.draws import Effect, between
 from jaxmamba3d.augment.separable import along_each_axis
@@ -33,7 +34,11 @@ def blur(volume: jax.Array, sigmas: jax.Array) -> jax.Array:
     Source: batchgeneratorsv2, transforms/noise/gaussian_blur.py, `blur_dimension`: the kernel has the odd
         size nearest to 6 sigma + 0.5, that is the radius floor(3 sigma + 0.25).
     """
-    return along_each_axis(volume, [_blur_matrix(n, sigmas[axis]) for axis, n in enumerate(volume.shape)])
+
+    def blurred(volume):
+        return along_each_axis(volume, [_blur_matrix(n, sigmas[axis]) for axis, n in enumerate(volume.shape)])
+
+    return lax.cond(jnp.any(sigmas > 0), blurred, lambda volume: volume, volume)
 
 
 def _blur_matrix(size: int, sigma: jax.Array) -> jax.Array:

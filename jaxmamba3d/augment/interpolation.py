@@ -37,7 +37,9 @@ def resample_affine(
     """
     shape = label.shape
     channels = image.shape[-1]
-    voxels, labels = jnp.asarray(image).reshape(-1, channels), jnp.asarray(label).reshape(-1)
+    # Numbers are gathered twice as fast on CPUs as rows of one number.
+    row = () if channels == 1 else (channels,)
+    voxels, labels = jnp.asarray(image).reshape(-1, *row), jnp.asarray(label).reshape(-1)
     rows, columns = (jnp.arange(n) - (n - 1) / 2 for n in size[1:])
     in_plane = rows[:, None, None] * matrix[:, 1] + columns[:, None] * matrix[:, 2]
     middle = jnp.array([(n - 1) / 2 for n in shape], jnp.float32)
@@ -49,7 +51,7 @@ def resample_affine(
         lower = jnp.floor(points)
         fractions = points - lower
         lower = lower.astype(jnp.int32)
-        values, votes = jnp.zeros((*size[1:], channels), jnp.float32), []
+        values, votes = jnp.zeros((*size[1:], *row), jnp.float32), []
         for corner in itertools.product(*sides):
             weight, index = 1.0, 0
             for axis, side in enumerate(corner):
@@ -57,9 +59,11 @@ def resample_affine(
                 inside = (position >= 0) & (position < shape[axis])
                 weight = weight * jnp.where(inside, fraction if side else 1 - fraction, 0)
                 index = index * shape[axis] + jnp.clip(position, 0, shape[axis] - 1)
-            values += weight[..., None] * voxels.at[index].get(mode="promise_in_bounds")
+            found = voxels.at[index].get(mode="promise_in_bounds")
+            values += weight.reshape(*size[1:], *[1] * len(row)) * found
             votes.append((weight, labels.at[index].get(mode="promise_in_bounds")))
         outside = jnp.any((points < 0) | (points > last), axis=-1)
+        values = values.reshape(*size[1:], channels)
         return values, jnp.where(outside, jnp.array(OUTSIDE, label.dtype), _majority(votes))
 
     return lax.map(plane, jnp.arange(size[0]) - (size[0] - 1) / 2)

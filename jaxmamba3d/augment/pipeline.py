@@ -149,10 +149,16 @@ def apply(
         changes = intensity_changes(plan)
         for name in EFFECTS:
             change, (applied, strength) = changes[name], drawn.effects[name]
-            volumes = lax.cond(applied, jax.vmap(change), lambda volumes, *_: volumes, volumes, *strength)
+            # Channels in turn, for those that keep their resolution or are not blurred cost nothing then.
+            changed = functools.partial(_channel_by_channel, change)
+            volumes = lax.cond(applied, changed, lambda volumes, *_: volumes, volumes, *strength)
         image = jnp.moveaxis(volumes, 0, -1)
     image, label = flip(drawn.mirrored, (image, label), plan.mirror_axes)
     return blank_outside(image, label, plan.masked_channels)
+
+
+def _channel_by_channel(change, volumes: jax.Array, *strength: jax.Array) -> jax.Array:
+    return lax.map(lambda channel: change(*channel), (volumes, *strength))
 
 
 def intensity_changes(plan: AugmentationPlan) -> dict[str, Callable[..., jax.Array]]:

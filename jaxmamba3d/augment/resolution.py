@@ -34,9 +34,13 @@ def lower_resolution(volume: jax.Array, zoom: jax.Array, *, within_slices: bool 
         "trilinear" up).
     """
     coarse_axes = (1, 2) if within_slices else (0, 1, 2)
-    sizes = enumerate(volume.shape)
-    matrices = [_coarse_matrix(n, zoom) if axis in coarse_axes else None for axis, n in sizes]
-    return along_each_axis(volume, matrices)
+
+    def coarse(volume):
+        sizes = enumerate(volume.shape)
+        matrices = [_coarse_matrix(n, zoom) if axis in coarse_axes else None for axis, n in sizes]
+        return along_each_axis(volume, matrices)
+
+    return lax.cond(zoom < 1, coarse, lambda volume: volume, volume)
 
 
 def _coarse_matrix(size: int, zoom: jax.Array) -> jax.Array:

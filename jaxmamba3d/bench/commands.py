@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_net, paper_shapes
-from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS
+from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS, DataConfig
 
 
 def bench_scan(
@@ -75,4 +77,46 @@ def bench_net(
     sys.stdout.write((output / "net.md").read_text())
 
 
-COMMANDS = {"scan": bench_scan, "net": bench_net}
+def bench_pipeline(
+    work: tyro.conf.Positional[Path],
+    /,
+    output: Path = Path("bench"),
+    configuration: str = "3d_fullres",
+    patch_size: tuple[int, int, int] | None = None,
+    batch_size: int | None = None,
+    threads: int = DataConfig.read_threads,
+    seconds: float = 5.0,
+    repeats: int = 5,
+) -> None:
+    """Time reading and augmenting training patches, alone and together, and draw what is done to one.
+
+    Args:
+        work: the folder that `jaxmamba3d plan` made, preprocessed.
+        output: folder of pipeline.md, pipeline.json and augmentation.png.
+        configuration: which of the plans' configurations.
+        patch_size: voxels X Y Z that the net sees; default: the plans'.
+        batch_size: patches; default: the plans'.
+        threads: that read ahead.
+        seconds: of each repeat.
+        repeats: of which the median is taken.
+    """
+    from jaxmamba3d.bench import pipeline
+    from jaxmamba3d.data import open_workspace
+    from jaxmamba3d.training import use_all_cores
+
+    workspace = open_workspace(work)
+    use_all_cores()
+    pipeline.bench_pipeline(
+        workspace,
+        output,
+        configuration=configuration,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        threads=threads,
+        seconds=seconds,
+        repeats=repeats,
+    )
+    sys.stdout.write((output / "pipeline.md").read_text())
+
+
+COMMANDS = {"scan": bench_scan, "net": bench_net, "pipeline": bench_pipeline}

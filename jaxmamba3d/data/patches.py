@@ -100,12 +100,25 @@ def cut(volume: np.ndarray, corner: Sequence[int], patch_size: Sequence[int], fi
         patch_size: voxels.
         fill: value outside.
     """
-    patch = np.full((*patch_size, *volume.shape[3:]), fill, volume.dtype)
+    patch = np.empty((*patch_size, *volume.shape[3:]), volume.dtype)
+    cut_into(patch, volume, corner, fill)
+    return patch
+
+
+def cut_into(patch: np.ndarray, volume: np.ndarray, corner: Sequence[int], fill: float) -> None:
+    """The same into an array [*patch_size, ...] that is there, whose content is replaced.
+
+    Args:
+        patch: what is written.
+        volume, corner, fill: see `cut`.
+    """
     source, target = [], []
-    for low, length, size in zip(corner, patch_size, volume.shape[:3], strict=True):
+    for low, length, size in zip(corner, patch.shape, volume.shape[:3], strict=False):
         start = max(low, 0)
         stop = max(min(low + length, size), start)
+        # What lies outside along this axis, of the part that is inside along the ones before.
+        patch[(*target, slice(0, start - low))] = fill
+        patch[(*target, slice(stop - low, None))] = fill
         source.append(slice(start, stop))
         target.append(slice(start - low, stop - low))
     patch[tuple(target)] = volume[tuple(source)]
-    return patch

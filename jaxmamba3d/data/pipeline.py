@@ -1,6 +1,7 @@
 """Training batches from preprocessed cases, read ahead by threads (Grain)."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +10,19 @@ import numpy as np
 
 from jaxmamba3d.checks import check_positive, check_that
 from jaxmamba3d.data.case_files import IMAGE, open_case, read_centres
-from jaxmamba3d.data.patches import Triple, cut, draw_corner, is_forced
+from jaxmamba3d.data.patches import Triple, cut_into, draw_corner, is_forced
 from jaxmamba3d.labels import OUTSIDE
 
 # Samples until the stream ends: more than any training draws, and within int64 after any arithmetic on it.
 ENDLESS = 2**48
 
+# JAX takes arrays that begin at a multiple of these bytes as they are on CPUs, and copies others.
+ALIGNMENT = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class PatchSource:
-    """Sample i of the endless stream of patches, a pure function of (seed, i).
+    """Batches of the endless stream of patches, sample i of which is a pure function of (seed, i).
 
     Args:
         folders: of the preprocessed cases.
@@ -36,9 +40,18 @@ class PatchSource:
     foreground_fraction: float
     seed: int
 
-    def __call__(self, i: int) -> dict[str, np.ndarray]:
-        """{"image": [X, Y, Z, C] float32, "label": [X, Y, Z] int16, "case": its number}; outside the volume
-        they are 0 and -1."""
+    def __call__(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """The samples of these numbers: {"image": [B, X, Y, Z, C] float32, "label": [B, X, Y, Z] int16,
+        "case": [B] the numbers of their cases}; outside the volume they are 0 and -1."""
+        example = open_case(self.folders[0])
+        shape = (len(numbers), *self.patch_size)
+        image = _aligned((*shape, example.image.shape[-1]), example.image.dtype)
+        label = _aligned(shape, example.label.dtype)
+        cases = [self._cut(*sample) for sample in zip(numbers, image, label, strict=True)]
+        return {"image": image, "label": label, "case": np.array(cases)}
+
+    def _cut(self, i: int, image: np.ndarray, label: np.ndarray) -> int:
+        """Writes sample i into [X, Y, Z, C] and [X, Y, Z], and returns the number of its case."""
         generator = np.random.default_rng((self.seed, i))
         number = generator.integers(len(self.folders))
         folder = self.folders[number]
@@ -50,9 +63,17 @@ class PatchSource:
         if not centres and annotated is not None:
             centres = (annotated,)
         corner = draw_corner(generator, case.label.shape, self.patch_size, self.final_patch_size, centres)
-        image = cut(case.image, corner, self.patch_size, 0)
-        label = cut(case.label, corner, self.patch_size, OUTSIDE)
-        return {"image": image, "label": label, "case": number}
+        cut_into(image, case.image, corner, 0)
+        cut_into(label, case.label, corner, OUTSIDE)
+        return number
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of any content, in C order."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def training_batches(
@@ -109,10 +130,11 @@ def training_batches(
     )
     local = batch_size // process_count
 
-    def own_sample(n: int) -> dict[str, np.ndarray]:
-        batch, position = divmod(n, local)
-        return source(batch * batch_size + process_index * local + position)
+    def own_batch(n: int) -> dict[str, np.ndarray]:
+        first = n * batch_size + process_index * local
+        return source(range(first, first + local))
 
-    dataset = grain.MapDataset.range(ENDLESS // local * local).map(own_sample).batch(local)
+    # Whole batches, so that every voxel is written once: no samples to put together.
+    dataset = grain.MapDataset.range(ENDLESS // local).map(own_batch)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(dataset.to_iter_dataset(options))

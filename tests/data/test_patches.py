@@ -106,7 +106,7 @@ def test_classes_are_drawn_uniformly_whatever_their_size():
     assert len(set(corners)) > 250
 
 
-@pytest.mark.parametrize("corner", [(0, 0, 0), (-2, 3, 1), (4, -1, -1), (7, 8, 9), (-5, 2, 3)])
+@pytest.mark.parametrize("corner", [(0, 0, 0), (-2, 3, 1), (4, -1, -1), (7, 8, 9), (-5, 2, 3), (1, -6, -1)])
 def test_cut_equals_cropping_a_padded_volume(corner):
     volume = np.random.default_rng(0).integers(1, 99, (6, 7, 8, 2))
     patch = (4, 5, 9)

@@ -142,3 +142,11 @@ def test_files_are_opened_once_a_case(cases):
     for reader in (open_case, read_centres):
         assert reader.cache_info().misses <= 2 * len(NAMES)
     assert isinstance(open_case(cases / NAMES[0]).image, np.memmap)
+
+
+def test_jax_takes_batches_without_a_copy_on_cpus(cases):
+    """It does where they begin at a multiple of 64 bytes."""
+    for batch in take(stream(cases), 20):
+        for name in ("image", "label"):
+            assert batch[name].ctypes.data % 64 == 0
+            assert batch[name].flags.c_contiguous
