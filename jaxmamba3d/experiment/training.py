@@ -11,10 +11,10 @@ from jaxmamba3d.run import Run
 from jaxmamba3d.training import SETTINGS, train_fold
 
 
-def train(run: Run, workspace: Workspace) -> None:
-    """Trains the config's fold, or goes on where it stopped."""
+def train(run: Run, workspace: Workspace, fold: int) -> None:
+    """Trains a fold, or goes on where it stopped."""
     data, train_config = run.config.data, run.config.train
-    split = workspace.split(data.fold)
+    split = workspace.split(fold)
 
     plan = run.configuration
     augmentation = AugmentationPlan.for_patches(
@@ -51,12 +51,13 @@ def train(run: Run, workspace: Workspace) -> None:
         run.build_net(),
         run.config,
         batch_size=plan.batch_size,
+        in_channels=run.net.in_channels,
         labels=run.labels,
         batch_dice=plan.batch_dice,
         augmentation=augmentation,
         training_batches=batches(split["train"], train_config.seed, augmentation.initial_patch_size),
         validation_batches=lambda: batches(split["val"], train_config.seed + 1, plan.patch_size),
         case_names=split["train"],
-        folder=run.fold_folder(data.fold),
+        folder=run.fold_folder(fold),
         identity=identity,
     )

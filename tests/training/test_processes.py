@@ -18,11 +18,13 @@ ROOT = Path(__file__).parents[2]
 DEVICES = 8
 CONFIG = """
 from dataclasses import replace
-from small_runs import small_config
+from pathlib import Path
+from small_runs import all_folds_config
 
 def get_config():
-    config = small_config({dataset!r}, {output!r}, epochs=2, steps_per_epoch=3)
-    return replace(config, data=replace(config.data, batch_size=8))
+    config = all_folds_config({dataset!r}, Path({output!r}))
+    train = replace(config.train, epochs=2, steps_per_epoch=3)
+    return replace(config, data=replace(config.data, batch_size=8), train=train)
 """
 
 
@@ -83,11 +85,12 @@ def dataset(tmp_path_factory):
 
 def written_config(folder, dataset):
     path = folder / "config.py"
-    path.write_text(CONFIG.format(dataset=str(dataset), output=str(folder / "run")))
+    path.write_text(CONFIG.format(dataset=str(dataset), output=str(folder)))
     return path
 
 
 def test_two_processes_train_as_one(dataset, tmp_path):
+    """All folds, of which there are two."""
     together, alone = tmp_path / "together", tmp_path / "alone"
     for folder in (together, alone):
         folder.mkdir()
@@ -96,9 +99,10 @@ def test_two_processes_train_as_one(dataset, tmp_path):
     process = start(written_config(alone, dataset), devices=DEVICES)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
-    found, expected = (results(folder / "run" / "fold_0") for folder in (together, alone))
-    assert len(expected) == 2
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for fold in ("fold_0", "fold_1"):
+        found, expected = (results(folder / "run" / fold) for folder in (together, alone))
+        assert len(expected) == 2
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
     runs = [open_run(folder / "run") for folder in (together, alone)]
     for one, other in zip(*map(params_of, runs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
@@ -112,3 +116,4 @@ def test_two_processes_train_as_one(dataset, tmp_path):
         for run in runs
     ]
     assert files[0] == files[1]
+    assert Path("scores/summary.json") in files[0]
