@@ -1,7 +1,7 @@
 """Train a network: python train.py configs/quickstart.py [--optim.learning-rate 1e-3 ...]
 
 A config names everything a run depends on; `--help` after it lists the fields. The phases are in
-`jaxmamba3d/experiment/`: prepare the data, train a fold, predict and score its validation cases. Prepared
+`jaxmamba3d/experiment/`: prepare the data, train folds, predict and score their validation cases. Prepared
 data and finished epochs are kept, so the same command goes on with a run that was stopped.
 """
 

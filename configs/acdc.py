@@ -8,8 +8,9 @@ The folder that holds ACDC's `training` is read as it is: end-diastole and end-s
 these 200 volumes 160 are in the authors' 5 folds; the other 40 are their test cases, and `predict` takes
 those alone. `--input PATH/TO/ACDC/testing` predicts the challenge's own test patients.
 
-Settings and other networks: see brain_tumour.py. Not trained at full size yet: no time and no score to show
-(acdc_small.py has them). A patch is 14x256x224 voxels, 2.6 times fewer than there: 16 GiB should hold two.
+Settings: see brain_tumour.py. Other networks as there: configs/acdc.py:segmamba and so on. Not trained at
+full size yet: no time and no score to show (acdc_small.py has them). A patch is 14x256x224 voxels, 2.6 times
+fewer than there: 16 GiB should hold two.
 """
 
 from dataclasses import replace
@@ -19,7 +20,7 @@ import brain_tumour
 from jaxmamba3d.config import ExperimentConfig
 
 
-def get_config() -> ExperimentConfig:
+def get_config(net: str = brain_tumour.MULTISEGMAMBA) -> ExperimentConfig:
     config = brain_tumour.get_config()
     data = replace(
         config.data,
@@ -27,4 +28,4 @@ def get_config() -> ExperimentConfig:
         source="https://www.creatis.insa-lyon.fr/Challenge/acdc/databases.html",
         **brain_tumour.authors_files("Dataset027_ACDC"),
     )
-    return replace(config, output="runs/acdc", data=data)
+    return brain_tumour.published(replace(config, output="runs/acdc", data=data), net)

@@ -3,6 +3,9 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
+MEMORY_ADVICE = "set net.remat, raise train.accumulate, or lower data.batch_size or data.patch_size"
+"""Against a training that does not fit into the device's memory."""
+
 
 class UnsupportedError(RuntimeError):
     """This backend or implementation cannot do what was asked; the message says why and what can."""

@@ -5,15 +5,15 @@ preprocessing would wait for in vain.
 """
 
 import logging
-import runpy
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from jaxmamba3d.checks import InterruptedTraining, UnsupportedError, check_that
+from jaxmamba3d.checks import MEMORY_ADVICE, InterruptedTraining, UnsupportedError, check_that
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions
+from jaxmamba3d.config_file import load_config
 
 Positional = tyro.conf.Positional
 Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one a core")]
@@ -235,7 +235,10 @@ def import_weights(
 
 
 def train(arguments: list[str] | None = None) -> None:
-    """Run an experiment: `train CONFIG.py [--field value ...]`; `train CONFIG.py --help` lists the fields."""
+    """Run an experiment: `train CONFIG.py [--field value ...]`; `train CONFIG.py --help` lists the fields.
+
+    `CONFIG.py:WORD` is what a config makes of a word, such as configs/acdc.py:segmamba.
+    """
     from jaxmamba3d import experiment
     from jaxmamba3d.training import join_processes, use_all_cores
 
@@ -254,30 +257,6 @@ def train(arguments: list[str] | None = None) -> None:
     if config.train.distributed:
         join_processes()
     experiment.run_experiment(config)
-
-
-def load_config(path: str | Path) -> ExperimentConfig:
-    """What a config file's `get_config()` returns; it may import its siblings.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it cannot be run, or has no get_config() that returns an ExperimentConfig.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such config file")
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        namespace = runpy.run_path(str(path))
-        check_that("get_config" in namespace, str(path), "a file that defines get_config()", "none")
-        config = namespace["get_config"]()
-    except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} must be a config file, got {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    wish = "a get_config() that returns an ExperimentConfig"
-    check_that(isinstance(config, ExperimentConfig), str(path), wish, type(config).__name__)
-    return config
 
 
 def bench() -> None:
@@ -318,8 +297,8 @@ def run_command(command) -> None:
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(
-            "error: this does not fit into the device's memory; lower data.batch_size or data.patch_size, or "
-            f"set net.remat ({str(error).splitlines()[0]})"
+            f"error: this does not fit into the device's memory; {MEMORY_ADVICE} "
+            f"({str(error).splitlines()[0]})"
         )
     except InterruptedTraining as error:
         logging.getLogger("jaxmamba3d").warning("%s", error)

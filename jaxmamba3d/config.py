@@ -147,7 +147,8 @@ class DataConfig:
         splits: a splits_final.json to use instead of the 5-fold rule; cases left out are test cases.
         memory_gb: device memory that planning aims at; None: what `work` was planned for, else 8.
         configuration: the plans' configuration.
-        fold: which split is validated on.
+        fold: which split is validated on; "all": every one in turn, each by a net of its own (not nnU-Net's
+            fold of that name, which trains on all cases and validates on none).
         patch_size, batch_size: override the plans'.
         spacing: voxel size in mm, in the order of the patch's axes, overrides the plans'; wider ones make
             smaller volumes.
@@ -164,7 +165,7 @@ class DataConfig:
     splits: str | None = None
     memory_gb: float | None = None
     configuration: str = "3d_fullres"
-    fold: int = 0
+    fold: int | Literal["all"] = 0
     patch_size: Triple | None = None
     batch_size: int | None = None
     spacing: tuple[float, float, float] | None = None
@@ -174,7 +175,8 @@ class DataConfig:
     phantoms: PhantomConfig | None = None
 
     def __post_init__(self):
-        check_that(self.fold >= 0, "data.fold", "0 or more", self.fold)
+        fits = self.fold == "all" or (isinstance(self.fold, int) and self.fold >= 0)
+        check_that(fits, "data.fold", "0 or more, or all", repr(self.fold))
         fraction = self.foreground_fraction
         check_that(0 <= fraction <= 1, "data.foreground_fraction", "a share from 0 to 1", fraction)
         check_positive("data.read_threads", self.read_threads)

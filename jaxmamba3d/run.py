@@ -32,7 +32,7 @@ class Run:
     Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json and versions.json, and for
     each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/, scores/,
     postprocessing.json and summary.json; the run's postprocessing.json is decided on the validation cases of
-    all its folds.
+    all its folds, whose scores together are in scores/ as soon as there are several.
     """
 
     folder: Path
@@ -57,6 +57,10 @@ class Run:
     def trained_folds(self) -> tuple[int, ...]:
         """The folds that have a finished checkpoint."""
         return _trained_folds(self.folder)
+
+    def validated_folds(self) -> tuple[int, ...]:
+        """The trained folds whose validation cases are predicted and scored."""
+        return tuple(n for n in self.trained_folds() if (self.fold_folder(n) / POSTPROCESSING).is_file())
 
     def postprocessing(self) -> Postprocessing | None:
         """What was decided on the validation cases; None where no fold has been validated."""
@@ -88,15 +92,24 @@ class Run:
         return load_json(path, "the versions of packages") if path.is_file() else {}
 
 
-def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
-    """Writes the run folder of an experiment; its plans hold the config's overrides.
+def describe_run(config: ExperimentConfig, workspace: Workspace) -> Run:
+    """The run of an experiment, of which nothing is written; its plans hold the config's overrides.
 
     Raises:
         ValueError: the net does not fit the plans or the patch, or the folder holds a trained run of another
             net or other data.
     """
     dataset = workspace.dataset
-    run = _write_run(config, workspace.plans, len(dataset.channel_names), dataset.labels)
+    return _describe(config, workspace.plans, len(dataset.channel_names), dataset.labels)
+
+
+def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
+    """Writes the run folder of an experiment.
+
+    Raises:
+        ValueError: see `describe_run`.
+    """
+    run = _write(describe_run(config, workspace))
     write_json(run.folder / SPLITS, workspace.splits)
     return run
 
@@ -117,6 +130,7 @@ def import_weights(
             `load_official_weights`; or the folder holds a trained run of another net or other data.
         FileExistsError: the run folder has a trained fold of this number already.
     """
+    check_that(config.data.fold != "all", "data.fold", "the number of one fold", config.data.fold)
     checkpoints = Path(config.output) / f"fold_{config.data.fold}" / "checkpoints"
     if has_checkpoint(checkpoints):
         raise FileExistsError(f"{checkpoints}: has checkpoints already; choose another output folder or fold")
@@ -124,12 +138,12 @@ def import_weights(
     net_config = resolve_net(config.net, configuration, len(description.channel_names), description.labels)
     net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
     load_official_weights(net, weights)
-    run = _write_run(config, plans, len(description.channel_names), description.labels)
+    run = _write(_describe(config, plans, len(description.channel_names), description.labels))
     save_params(checkpoints, nnx.state(net, nnx.Param))
     return run
 
 
-def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: Labels) -> Run:
+def _describe(config: ExperimentConfig, plans: Plans, channels: int, labels: Labels) -> Run:
     plans = _overridden(config.data, plans)
     configuration = plans.configurations[config.data.configuration]
     net = resolve_net(config.net, configuration, channels, labels)
@@ -139,11 +153,16 @@ def _write_run(config: ExperimentConfig, plans: Plans, channels: int, labels: La
     run = Run(Path(config.output), config, net, plans, labels)
     if _trained_folds(run.folder):
         _check_same(open_run(run.folder), run)
+    return run
+
+
+def _write(run: Run) -> Run:
+    """As it is read back."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.folder / "config.json", to_json(config))
-    write_text(run.folder / NET, to_json(net))
-    save_plans(plans, run.folder / "nnUNetPlans.json")
-    write_json(run.folder / LABELS, labels.to_json())
+    write_text(run.folder / "config.json", to_json(run.config))
+    write_text(run.folder / NET, to_json(run.net))
+    save_plans(run.plans, run.folder / "nnUNetPlans.json")
+    write_json(run.folder / LABELS, run.labels.to_json())
     write_json(run.folder / VERSIONS, _versions())
     return open_run(run.folder)
 

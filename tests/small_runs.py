@@ -1,5 +1,7 @@
 """Runs of a small net on small data: their configuration, and what they leave."""
 
+import dataclasses
+
 import jax
 from flax import nnx
 
@@ -11,6 +13,7 @@ from jaxmamba3d.config import (
     PredictConfig,
     TrainConfig,
 )
+from jaxmamba3d.files import write_json
 from jaxmamba3d.training import restore_params
 
 EPOCHS = 3
@@ -32,6 +35,16 @@ def small_config(dataset, output, **train) -> ExperimentConfig:
         train=TrainConfig(**(TRAINING | train)),
         predict=PredictConfig(mirroring=False, window_batch=2),
     )
+
+
+def all_folds_config(dataset, folder) -> ExperimentConfig:
+    """A short training on each of two folds that validate three of the dataset's cases."""
+    names = [f"case_{number}" for number in range(5)]
+    splits = [{"train": [n for n in names if n not in val], "val": val} for val in (names[:1], names[1:3])]
+    write_json(folder / "splits_final.json", splits)
+    config = small_config(dataset, folder / "run", epochs=1, steps_per_epoch=2, validation_steps=1)
+    data = dataclasses.replace(config.data, splits=str(folder / "splits_final.json"), fold="all")
+    return dataclasses.replace(config, data=data)
 
 
 def params_of(run, which="latest"):

@@ -12,7 +12,7 @@ import pytest
 from real_data import ROOT
 from small_datasets import image_and_label, write_decathlon, write_nifti
 
-from jaxmamba3d import cli, training
+from jaxmamba3d import cli, experiment, training
 from jaxmamba3d.nets import read_weights
 
 CONFIG = """
@@ -168,6 +168,8 @@ def test_files_that_are_no_config(command, tmp_path, text, message):
         (("--train.epochs", "0"), "train.epochs must be greater than 0, got 0"),
         (("--net.name", "unet"), "net.name must be one of segmamba"),
         (("--train.epoch", "3"), "--train.epochs"),
+        (("--data.fold", "-1"), "data.fold must be 0 or more, or all, got -1"),
+        (("--data.fold", "each"), "all"),
         (("--optim.schedule", "poly"), "one_cycle"),
         (("--train.mirror-axes", "0", "0"), "train.mirror_axes must be different axes out of 0, 1, 2"),
         (("--net.scan-implementation", "fast"), "net.scan_implementation must be one of None, reference"),
@@ -179,6 +181,16 @@ def test_settings_that_cannot_be_are_refused(command, tmp_path, arguments, messa
     assert code not in (None, 0)
     assert message in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_all_folds_and_the_word_after_a_colon_reach_the_experiment(command, tmp_path, monkeypatch):
+    text = CONFIG.replace("get_config()", "get_config(net='resunet')").replace('"resunet"', "net")
+    (tmp_path / "config.py").write_text(text)
+    ran = []
+    monkeypatch.setattr(experiment, "run_experiment", ran.append)
+    command("train", "config.py:segmamba", "--data.fold", "all")
+    command("train", tmp_path / "config.py", "--data.fold", "2")
+    assert [(config.net.name, config.data.fold) for config in ran] == [("segmamba", "all"), ("resunet", 2)]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ def test_json_round_trip(tmp_path):
         path = tmp_path / "config.json"
         path.write_text(to_json(value))
         assert read_json(type(value), path) == value
+    config = dataclasses.replace(config, data=DataConfig("folder", fold="all"))
+    path.write_text(to_json(config))
+    assert read_json(ExperimentConfig, path).data.fold == "all"
 
 
 def test_lists_from_json_become_tuples():

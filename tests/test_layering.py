@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxmamba3d"
 # Part of the package -> layer. The parts of layer 0 may use each other.
 LAYERS = {
     "config": 0,
+    "config_file": 0,
     "checks": 0,
     "labels": 0,
     "files": 0,
@@ -30,7 +31,7 @@ LAYERS = {
     "cli": 7,
 }
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
-STANDARD_LIBRARY_ONLY = {"config", "checks", "labels", "files", "machine", "wording"}
+STANDARD_LIBRARY_ONLY = {"config", "config_file", "checks", "labels", "files", "machine", "wording"}
 HOST_ONLY = STANDARD_LIBRARY_ONLY | {"data", "evaluation"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE) != Path("__init__.py"))

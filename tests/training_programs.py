@@ -69,9 +69,9 @@ class Program:
         return self.process.wait(), self.output()
 
 
-def epochs_of(run: Path) -> list[dict[str, str]]:
-    """The rows of fold 0's metrics.csv, without how long they took."""
-    with (run / "fold_0" / "metrics.csv").open(newline="") as file:
+def epochs_of(run: Path, fold: int = 0) -> list[dict[str, str]]:
+    """The rows of a fold's metrics.csv, without how long they took."""
+    with (run / f"fold_{fold}" / "metrics.csv").open(newline="") as file:
         return [
             {name: value for name, value in row.items() if name not in SPEED} for row in csv.DictReader(file)
         ]

@@ -16,6 +16,7 @@ from jaxmamba3d.data.dataset import (
 from jaxmamba3d.data.export import export_segmentation
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset, check_images
+from jaxmamba3d.data.label_values import read_label_values
 from jaxmamba3d.data.nifti import Volume, read_label, read_volume, write_segmentation
 from jaxmamba3d.data.phantoms import write_phantom_dataset
 from jaxmamba3d.data.planning import plan_dataset
@@ -54,6 +55,7 @@ __all__ = [
     "read_dataset",
     "read_description",
     "read_label",
+    "read_label_values",
     "read_labels",
     "read_volume",
     "save_fingerprint",

@@ -17,7 +17,8 @@ from jaxmamba3d.data.parallel import map_cases
 from jaxmamba3d.data.patches import foreground_table
 from jaxmamba3d.data.plans import Plans
 from jaxmamba3d.data.preprocessing import preprocess_volume
-from jaxmamba3d.files import load_json, write_json
+from jaxmamba3d.data.room import check_room
+from jaxmamba3d.files import check_writable, load_json, write_json
 from jaxmamba3d.labels import Labels
 
 CONFIGURATION = "configuration.json"
@@ -46,13 +47,17 @@ def preprocess_dataset(
         processes: worker processes; None: one for each core.
 
     Raises:
-        ValueError: the folder holds cases made with other settings (the first difference is named), or
-            cases are bad (all are named; the good ones are kept).
+        ValueError: the folder holds cases made with other settings (the first difference is named), may not
+            be written or its disk has far too little room, or cases are bad (all are named; the good ones
+            are kept).
         OSError: a case cannot be written.
         ChildProcessError: a worker process was killed.
     """
     check_choice("configuration", configuration, plans.configurations)
     output = Path(output_folder)
+    what = "the folder of preprocessed cases"
+    if not output.is_dir():
+        check_writable(output, what)
     output.mkdir(parents=True, exist_ok=True)
     _check_or_write_settings(output / CONFIGURATION, _settings(dataset, plans, configuration))
     todo = [case for case in dataset.cases if not is_made_from(output / case.name, case.identity())]
@@ -66,6 +71,8 @@ def preprocess_dataset(
         logger.info("%s are no cases of the folds of %s; not used", ", ".join(sorted(gone)), dataset.folder)
     if not todo:
         return
+    check_writable(output, what)
+    check_room(output, plans.configurations[configuration], len(todo))
     work = functools.partial(
         _preprocess_and_write, plans, configuration, dataset.channel_names, dataset.labels, output
     )

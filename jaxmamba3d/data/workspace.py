@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.cases import Dataset
@@ -62,6 +63,17 @@ class Workspace:
         folder = self.cases_folder(configuration)
         preprocess_dataset(self.in_folds, self.plans, configuration, folder, processes=processes)
         return folder
+
+    def folds(self, fold: int | Literal["all"]) -> tuple[int, ...]:
+        """The folds that a config's `data.fold` asks for.
+
+        Raises:
+            ValueError: there is no such fold.
+        """
+        if fold == "all":
+            return tuple(range(len(self.splits)))
+        self.split(fold)
+        return (fold,)
 
     def split(self, fold: int) -> dict[str, list[str]]:
         """Case names {"train", "val"} of a fold.

@@ -13,7 +13,7 @@ from jaxmamba3d.evaluation.postprocessing import (
     write_postprocessed,
 )
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
-from jaxmamba3d.evaluation.report import evaluate_folders, evaluate_pairs
+from jaxmamba3d.evaluation.report import evaluate_folders, evaluate_pairs, evaluate_together
 from jaxmamba3d.evaluation.scored_models import SCORES, ScoredModel, comparable, find_models, read_model
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import Pair
@@ -49,6 +49,7 @@ __all__ = [
     "dice",
     "evaluate_folders",
     "evaluate_pairs",
+    "evaluate_together",
     "find_models",
     "get_protocol",
     "hausdorff95",

@@ -9,6 +9,7 @@ from jaxmamba3d.checks import check_choice
 from jaxmamba3d.data import is_dataset, read_dataset, read_labels
 from jaxmamba3d.evaluation.parallel import map_in_threads
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
+from jaxmamba3d.evaluation.scored_models import read_model
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import (
     Pair,
@@ -95,6 +96,25 @@ def evaluate_pairs(
     )
     raise_problems([outcome for outcome in outcomes if isinstance(outcome, str)], len(pairs))
     evaluation = summarize([score for outcome in outcomes for score in outcome], protocol)
+    write_evaluation(evaluation, Path(output_dir))
+    return evaluation
+
+
+def evaluate_together(folders: Sequence[str | Path], output_dir: str | Path) -> Evaluation:
+    """Puts the scores of several folds together: statistics over the cases of all, in the same files.
+
+    Args:
+        folders: of the scores, as `evaluate_pairs` wrote them.
+        output_dir: folder of the results, made if it is missing.
+
+    Raises:
+        FileNotFoundError: a folder has no summary.json.
+        ValueError: they were scored under different protocols, or a summary.json is something else.
+    """
+    check_writable(output_dir, "output")
+    model = read_model("all folds", [Path(folder) for folder in folders])
+    scores = sorted(model.scores, key=lambda score: score.case)  # stable: structures stay in order
+    evaluation = summarize(scores, model.protocol)
     write_evaluation(evaluation, Path(output_dir))
     return evaluation
 

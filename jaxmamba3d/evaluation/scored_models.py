@@ -71,8 +71,9 @@ def find_model(folder: str | Path, name: str | None = None) -> ScoredModel:
     """The scores of a folder that `evaluate` wrote, of predictions scored in place, or of a run's folds.
 
     Args:
-        folder: holds scores/summary.json, or summary.json, or fold_K/scores/summary.json; the first of them
-            counts, as the summary.json of a run's fold is about more than scores.
+        folder: holds fold_K/scores/summary.json, or scores/summary.json, or summary.json; the first of them
+            counts, as a run's own scores do not tell its folds apart, and the summary.json of a fold is about
+            more than scores.
         name: of the model; None: the folder's.
 
     Raises:
@@ -80,13 +81,10 @@ def find_model(folder: str | Path, name: str | None = None) -> ScoredModel:
         ValueError: the folds were scored under different protocols, or a summary.json is something else.
     """
     folder = Path(folder)
-    if (folder / SCORES / SUMMARY).is_file():
-        found = [folder / SCORES]
-    elif (folder / SUMMARY).is_file():
-        found = [folder]
-    else:
-        folds = [path.parent for path in folder.glob(f"fold_*/{SCORES}/{SUMMARY}")]
-        found = sorted(folds, key=lambda path: (len(path.parts[-2]), path))  # fold_10 after fold_2
+    folds = [path.parent for path in folder.glob(f"fold_*/{SCORES}/{SUMMARY}")]
+    found = sorted(folds, key=lambda path: (len(path.parts[-2]), path))  # fold_10 after fold_2
+    if not found:
+        found = [place for place in (folder / SCORES, folder) if (place / SUMMARY).is_file()][:1]
     if not found:
         places = f"{SUMMARY}, {SCORES}/{SUMMARY} or fold_K/{SCORES}/{SUMMARY}"
         raise FileNotFoundError(f"{folder}: no {places} in it; `jaxmamba3d evaluate` writes one")

@@ -1,5 +1,6 @@
 """The phases of an experiment: prepare, train, predict, validate, report."""
 
+from jaxmamba3d.experiment.all_folds import conclude
 from jaxmamba3d.experiment.experiment import run_experiment
 from jaxmamba3d.experiment.prediction import cases_to_predict, predict
 from jaxmamba3d.experiment.preparation import prepare
@@ -10,6 +11,7 @@ from jaxmamba3d.experiment.validation import validate
 
 __all__ = [
     "cases_to_predict",
+    "conclude",
     "fold_summary",
     "predict",
     "prepare",

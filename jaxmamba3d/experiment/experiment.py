@@ -1,24 +1,34 @@
 """An experiment from its data to its scores."""
 
+import gc
+import logging
+
+import jax
+
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.evaluation import Evaluation
+from jaxmamba3d.experiment.all_folds import conclude
 from jaxmamba3d.experiment.preparation import prepare
 from jaxmamba3d.experiment.training import train
 from jaxmamba3d.experiment.validation import validate
 from jaxmamba3d.run import open_run, start_run
 from jaxmamba3d.training import first_process_first, is_first_process
 
+logger = logging.getLogger(__name__)
+
 
 def run_experiment(config: ExperimentConfig) -> Evaluation | None:
-    """Prepares the data, trains the fold and scores its validation cases.
+    """Prepares the data, trains a fold or all of them, and scores their validation cases.
 
-    Prepared data and finished epochs of an earlier call are kept.
+    Prepared data, finished epochs and predictions of an earlier call are kept. Several processes train all
+    folds first, because the others are done while the first one predicts.
 
     Args:
         config: the experiment.
 
     Returns:
-        The scores of the fold's validation cases; None in all but the first of several processes.
+        The scores of the fold's validation cases, or of all folds'; None in all but the first of several
+        processes.
 
     Raises:
         FileNotFoundError, ValueError: data or settings are wrong; nearly all is found before training starts.
@@ -27,5 +37,19 @@ def run_experiment(config: ExperimentConfig) -> Evaluation | None:
     with first_process_first():
         workspace = prepare(config)
         run = start_run(config, workspace) if is_first_process() else open_run(config.output)
-    train(run, workspace)
-    return validate(run, workspace) if is_first_process() else None
+    folds = workspace.folds(config.data.fold)
+    scores = {}
+    for fold in folds:
+        if len(folds) > 1:
+            logger.info("fold %d, of 0 to %d", fold, folds[-1])
+        train(run, workspace, fold)
+        if jax.process_count() == 1:
+            scores[fold] = validate(run, workspace, fold)
+        gc.collect()  # arrays that only a cycle still holds would stay on the device
+    if not is_first_process():
+        return None
+    for fold in folds:
+        if fold not in scores:
+            scores[fold] = validate(run, workspace, fold)
+    together = conclude(run, workspace)
+    return together if config.data.fold == "all" else scores[config.data.fold]

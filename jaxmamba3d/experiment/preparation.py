@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import Workspace, plan_workspace, write_phantom_dataset
+from jaxmamba3d.experiment.early_checks import check_early
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.training import make_optimizer
 
@@ -31,6 +32,6 @@ def prepare(config: ExperimentConfig) -> Workspace:
         configuration=data.configuration,
         processes=data.processes,
     )
-    workspace.split(data.fold)
+    check_early(config, workspace)
     workspace.preprocess(data.configuration, processes=data.processes)
     return workspace

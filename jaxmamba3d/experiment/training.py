@@ -11,10 +11,10 @@ from jaxmamba3d.run import Run
 from jaxmamba3d.training import SETTINGS, train_fold
 
 
-def train(run: Run, workspace: Workspace) -> None:
-    """Trains the config's fold, or goes on where it stopped."""
+def train(run: Run, workspace: Workspace, fold: int) -> None:
+    """Trains a fold, or goes on where it stopped."""
     data, train_config = run.config.data, run.config.train
-    split = workspace.split(data.fold)
+    split = workspace.split(fold)
 
     plan = run.configuration
     augmentation = AugmentationPlan.for_patches(
@@ -51,6 +51,7 @@ def train(run: Run, workspace: Workspace) -> None:
         run.build_net(),
         run.config,
         batch_size=plan.batch_size,
+        in_channels=run.net.in_channels,
         labels=run.labels,
         batch_dice=plan.batch_dice,
         augmentation=augmentation,
@@ -59,6 +60,6 @@ def train(run: Run, workspace: Workspace) -> None:
         training_cases=split["train"],
         validation_cases=split["val"],
         spacing=plan.spacing,
-        folder=run.fold_folder(data.fold),
+        folder=run.fold_folder(fold),
         identity=identity,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxmamba3d.data import Case, Workspace, read_label, read_volume
 from jaxmamba3d.evaluation import (
+    SCORES,
     Evaluation,
     OverlayCase,
     Pair,
@@ -20,6 +21,7 @@ from jaxmamba3d.experiment.prediction import predict
 from jaxmamba3d.experiment.summary import write_summary
 from jaxmamba3d.files import write_json
 from jaxmamba3d.inference.predict import SEGMENTATION
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.run import POSTPROCESSING, Run
 
 logger = logging.getLogger(__name__)
@@ -27,40 +29,50 @@ logger = logging.getLogger(__name__)
 OVERLAY_CASES = 6
 
 
-def validate(run: Run, workspace: Workspace) -> Evaluation:
-    """Predicts the fold's validation cases, scores them, draws overlays and decides on post-processing.
+def validate(run: Run, workspace: Workspace, fold: int) -> Evaluation:
+    """Predicts a fold's validation cases, scores them, draws overlays and decides on post-processing.
 
     Ends with the fold's summary.json. The scores are those of the predictions as they are; those of the post-
     processed ones lie beside them.
     """
-    fold = run.config.data.fold
     folder = run.fold_folder(fold)
     cases = _validation_cases(workspace, fold)
     predict(run, cases, folder / "validation", folds=[fold])
     protocol = dataset_protocol(run.labels)
-    pairs = _validation_pairs(run, workspace, fold)
-    scores = evaluate_pairs(pairs, folder / "scores", protocol=protocol)
+    pairs = validation_pairs(run, workspace, fold)
+    scores = evaluate_pairs(pairs, folder / SCORES, protocol=protocol)
     overlays = [
         _overlay(case, folder / "validation", protocol.ignore_label) for case in cases[:OVERLAY_CASES]
     ]
     overlay_figure(overlays, folder / "overlays.png", class_names=run.labels.names)
-    for structure, statistics in scores.structures.items():
-        dice, distance = statistics["dice"], statistics["hd95_mm"]
-        logger.info("%s: Dice %.3f ± %.3f, HD95 %.2f mm", structure, dice.mean, dice.sd, distance.mean)
+    log_scores(scores)
     logger.info("mean Dice %.3f; scores, curves and overlays are in %s", scores.mean["dice"], folder)
-    _decide_on_postprocessing(run, workspace, protocol)
+    _decide_on_postprocessing(pairs, run.labels, folder, protocol)
     write_summary(run, fold)
     return scores
 
 
-def _decide_on_postprocessing(run: Run, workspace: Workspace, protocol: Protocol) -> None:
-    """For the fold, whose post-processed predictions are scored, and for the run, on all validated folds."""
-    fold = run.config.data.fold
-    folder = run.fold_folder(fold)
-    pairs = _validation_pairs(run, workspace, fold)
-    decision = choose_postprocessing(pairs, run.labels)
+def log_scores(scores: Evaluation) -> None:
+    """Says each structure's Dice and distance."""
+    for structure, statistics in scores.structures.items():
+        dice, distance = statistics["dice"], statistics["hd95_mm"]
+        logger.info("%s: Dice %.3f ± %.3f, HD95 %.2f mm", structure, dice.mean, dice.sd, distance.mean)
+
+
+def validation_pairs(run: Run, workspace: Workspace, fold: int) -> list[Pair]:
+    """Prediction and truth of each of a fold's validation cases."""
+    folder = run.fold_folder(fold) / "validation"
+    return [
+        Pair(case.name, _prediction_file(folder, case), case.label)
+        for case in _validation_cases(workspace, fold)
+    ]
+
+
+def _decide_on_postprocessing(pairs: list[Pair], labels: Labels, folder: Path, protocol: Protocol) -> None:
+    """For the fold of a folder, whose post-processed predictions are scored."""
+    decision = choose_postprocessing(pairs, labels)
     write_json(folder / POSTPROCESSING, decision.to_json())
-    processed, scores = folder / "validation_postprocessed", folder / "scores_postprocessed"
+    processed, scores = folder / "validation_postprocessed", folder / f"{SCORES}_postprocessed"
     for outdated in (processed, scores):
         shutil.rmtree(outdated, ignore_errors=True)
     if decision.steps:
@@ -68,24 +80,10 @@ def _decide_on_postprocessing(run: Run, workspace: Workspace, protocol: Protocol
         found = evaluate_pairs(pairs, scores, protocol=protocol)
         logger.info("mean Dice %.3f after post-processing; scores in %s", found.mean["dice"], scores)
 
-    validated = [n for n in run.trained_folds() if (run.fold_folder(n) / POSTPROCESSING).is_file()]
-    if validated != [fold]:
-        pairs = [pair for number in validated for pair in _validation_pairs(run, workspace, number)]
-        decision = choose_postprocessing(pairs, run.labels)
-    write_json(run.folder / POSTPROCESSING, decision.to_json())
-
 
 def _validation_cases(workspace: Workspace, fold: int) -> list[Case]:
     names = set(workspace.split(fold)["val"])
     return [case for case in workspace.dataset.cases if case.name in names]
-
-
-def _validation_pairs(run: Run, workspace: Workspace, fold: int) -> list[Pair]:
-    folder = run.fold_folder(fold) / "validation"
-    return [
-        Pair(case.name, _prediction_file(folder, case), case.label)
-        for case in _validation_cases(workspace, fold)
-    ]
 
 
 def _prediction_file(folder: Path, case: Case) -> Path:

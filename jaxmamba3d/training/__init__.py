@@ -2,13 +2,14 @@
 
 from jaxmamba3d.training.checkpoint import SETTINGS, Checkpoints, has_checkpoint, restore_params, save_params
 from jaxmamba3d.training.loop import train_fold
-from jaxmamba3d.training.mesh import use_all_cores
+from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import first_process_first, is_first_process, join_processes
 
 __all__ = [
     "SETTINGS",
     "Checkpoints",
+    "devices_for",
     "first_process_first",
     "has_checkpoint",
     "is_first_process",

@@ -17,6 +17,7 @@ from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.labels import Labels
+from jaxmamba3d.training.ahead import compile_train_step
 from jaxmamba3d.training.checkpoint import Checkpoints, Position
 from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption
@@ -37,6 +38,7 @@ def train_fold(
     config: ExperimentConfig,
     *,
     batch_size: int,
+    in_channels: int,
     labels: Labels,
     batch_dice: bool,
     augmentation: AugmentationPlan,
@@ -54,6 +56,7 @@ def train_fold(
         net: freshly built; its parameters are changed in place.
         config: the experiment.
         batch_size: samples of the global batch.
+        in_channels: of the images.
         labels: what label values mean.
         batch_dice: see `segmentation_loss`.
         augmentation: of the training batches.
@@ -66,7 +69,8 @@ def train_fold(
         identity: JSON-able description of net, data and settings that a checkpoint to go on from must share.
 
     Raises:
-        ValueError: the folder's checkpoint is of another net, data or settings.
+        ValueError: the folder's checkpoint is of another net, data or settings, or a step does not fit into
+            the device's memory.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint was made before.
         InterruptedTraining: SIGTERM came; the state is saved.
     """
@@ -103,6 +107,15 @@ def train_fold(
             seed=train.seed,
             accumulate=train.accumulate,
         )
+        if position.epoch < train.epochs:
+            train_step = compile_train_step(
+                train_step,
+                state,
+                mesh,
+                batch_size=batch_size,
+                patch_size=augmentation.initial_patch_size,
+                in_channels=in_channels,
+            )
         validation_step = make_validation_step(net, labels=labels, batch_dice=batch_dice)
         while position.epoch < train.epochs:
             so_far = position.so_far

@@ -30,8 +30,8 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", core_count())
 
 
-def make_mesh(batch_size: int, *, accumulate: int = 1, shard_parameters: int = 1) -> Mesh:
-    """A mesh of the axes `data` and `parameters` over as many of the devices as divide the global batch.
+def devices_for(batch_size: int, *, accumulate: int = 1, shard_parameters: int = 1) -> list[jax.Device]:
+    """As many of the devices as divide the global batch.
 
     Args:
         batch_size: samples of the global batch B.
@@ -53,15 +53,21 @@ def make_mesh(batch_size: int, *, accumulate: int = 1, shard_parameters: int = 1
     if jax.process_count() > 1:
         wish = f"a multiple of train.accumulate times the {len(devices)} devices of all processes"
         check_that(used == len(devices), "data.batch_size", wish, batch_size)
-    elif used < len(devices) and devices[0].platform != "cpu":
-        logger.warning(
-            "%d of %d devices are used: the batch size %d does not divide by more; raise data.batch_size",
-            used,
-            len(devices),
-            batch_size,
-        )
+    return devices[:used]
+
+
+def make_mesh(batch_size: int, *, accumulate: int = 1, shard_parameters: int = 1) -> Mesh:
+    """A mesh of the axes `data` and `parameters` over `devices_for` a batch.
+
+    Args, Raises: see `devices_for`.
+    """
+    devices = devices_for(batch_size, accumulate=accumulate, shard_parameters=shard_parameters)
+    used, there = len(devices), len(jax.devices())
+    if used < there and devices[0].platform != "cpu":
+        what = "%d of %d devices are used: the batch size %d does not divide by more; raise data.batch_size"
+        logger.warning(what, used, there, batch_size)
     shape = (used // shard_parameters, shard_parameters)
-    return jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto,) * 2, devices=devices[:used])
+    return jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto,) * 2, devices=devices)
 
 
 def place_state(mesh: Mesh, tree: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 from small_datasets import write_nnunet
-from small_runs import small_config
+from small_runs import all_folds_config, small_config
 
 from jaxmamba3d import experiment
 from jaxmamba3d.run import open_run
@@ -17,5 +17,13 @@ def dataset(tmp_path_factory):
 def finished(dataset, tmp_path_factory):
     """A run from the dataset to its scores."""
     config = small_config(dataset, tmp_path_factory.mktemp("run") / "small")
+    scores = experiment.run_experiment(config)
+    return open_run(config.output), scores
+
+
+@pytest.fixture(scope="session")
+def finished_folds(dataset, tmp_path_factory):
+    """A run of all folds, of which there are two."""
+    config = all_folds_config(dataset, tmp_path_factory.mktemp("folds"))
     scores = experiment.run_experiment(config)
     return open_run(config.output), scores

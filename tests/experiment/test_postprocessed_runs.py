@@ -10,7 +10,7 @@ import pytest
 
 from jaxmamba3d import experiment
 from jaxmamba3d.data import Case
-from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
+from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing, read_evaluation
 from jaxmamba3d.evaluation.postprocessing import Trial
 from jaxmamba3d.run import open_run
 
@@ -49,7 +49,8 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
     run, workspace = copied
     folder = run.fold_folder(0)
     pretend(stray=1)
-    before = experiment.validate(run, workspace)
+    before = experiment.validate(run, workspace, 0)
+    assert experiment.conclude(run, workspace) is None
     (case,) = before.cases
     decision = json.loads((folder / "postprocessing.json").read_text())
     assert [trial["kept"] for trial in decision["trials"]] in ([True, False, False], [False, True, False])
@@ -63,7 +64,8 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
     assert before.structures["left"]["dice"].mean < after["structures"]["left"]["dice"]["mean"] == 1
     # What no longer helps leaves nothing behind.
     pretend(stray=0)
-    experiment.validate(run, workspace)
+    experiment.validate(run, workspace, 0)
+    experiment.conclude(run, workspace)
     assert run.postprocessing().steps == ()
     assert not (folder / "validation_postprocessed").exists()
     assert not (folder / "scores_postprocessed").exists()
@@ -72,12 +74,13 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
 def test_a_run_decides_on_all_folds(copied, pretend):
     run, workspace = copied
     pretend(stray=1)
-    experiment.validate(run, workspace)
+    experiment.validate(run, workspace, 0)
     shutil.copytree(run.fold_folder(0) / "checkpoints", run.fold_folder(1) / "checkpoints")
-    data = dataclasses.replace(run.config.data, fold=1)
-    second = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
     pretend(stray=2)
-    experiment.validate(second, workspace)
+    experiment.validate(run, workspace, 1)
+    scores = experiment.conclude(run, workspace)
+    assert len(scores.cases) == 2
+    assert read_evaluation(run.folder / "scores") == scores
     first, other = (
         Postprocessing.from_json(json.loads((run.fold_folder(n) / "postprocessing.json").read_text()))
         for n in (0, 1)

@@ -1,19 +1,23 @@
 """Several processes train as one: really started, with `jax.distributed`, by the training program."""
 
 import socket
+from pathlib import Path
 
 import numpy as np
 from small_datasets import write_nnunet
 from small_runs import params_of
 from training_programs import Program, epochs_of, write_config
 
+from jaxmamba3d.files import write_json
 from jaxmamba3d.run import open_run
 
 DEVICES = 8
 TRAINING = {"batch_size": 8, "epochs": 2, "steps_per_epoch": 3}
+NAMES = [f"case_{number}" for number in range(5)]
+SPLITS = [{"train": NAMES[2:], "val": NAMES[:1]}, {"train": NAMES[:2], "val": NAMES[2:]}]
 
 
-def run_together(config, count):
+def run_together(config, count, *arguments):
     """Exit code and output of each of so many processes."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -23,6 +27,7 @@ def run_together(config, count):
         Program(
             config,
             "--train.distributed",
+            *arguments,
             devices=DEVICES // count,
             environment=told | {"JAX_PROCESS_ID": str(number)},
         )
@@ -39,20 +44,25 @@ def files_of(run):
 
 
 def test_two_processes_train_as_one(tmp_path):
+    """On all folds, of which there are two."""
     dataset = write_nnunet(tmp_path / "Dataset001_Small", channels=2)
     together, alone = tmp_path / "together", tmp_path / "alone"
-    for code, output in run_together(write_config(together, dataset, **TRAINING), 2):
+    write_json(tmp_path / "splits.json", SPLITS)
+    folds = ("--data.splits", str(tmp_path / "splits.json"), "--data.fold", "all")
+    for code, output in run_together(write_config(together, dataset, **TRAINING), 2, *folds):
         assert code == 0, output
-    code, output = Program(write_config(alone, dataset, **TRAINING), devices=DEVICES).finish()
+    code, output = Program(write_config(alone, dataset, **TRAINING), *folds, devices=DEVICES).finish()
     assert code == 0, output
 
-    found, expected = epochs_of(together / "run"), epochs_of(alone / "run")
-    assert len(expected) == TRAINING["epochs"]
-    for row, other in zip(found, expected, strict=True):
-        for name in ("learning_rate", "gradient_norm", "train_loss", "validation_loss"):
-            np.testing.assert_allclose(float(row[name]), float(other[name]), rtol=1e-5)
+    for fold in (0, 1):
+        found, expected = (epochs_of(folder / "run", fold) for folder in (together, alone))
+        assert len(expected) == TRAINING["epochs"]
+        for row, other in zip(found, expected, strict=True):
+            for name in ("learning_rate", "gradient_norm", "train_loss", "validation_loss"):
+                np.testing.assert_allclose(float(row[name]), float(other[name]), rtol=1e-5)
     runs = [open_run(folder / "run") for folder in (together, alone)]
     for one, other in zip(*map(params_of, runs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     # One process writes.
     assert files_of(together / "run") == files_of(alone / "run")
+    assert Path("scores/summary.json") in files_of(together / "run")

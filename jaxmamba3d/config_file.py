@@ -1,0 +1,46 @@
+"""Config files: Python that describes an experiment."""
+
+import inspect
+import runpy
+import sys
+from pathlib import Path
+
+from jaxmamba3d.checks import check_that
+from jaxmamba3d.config import ExperimentConfig
+
+
+def load_config(argument: str | Path) -> ExperimentConfig:
+    """What a config file's `get_config()` returns; it may import its siblings.
+
+    Args:
+        argument: the file, or FILE.py:WORD for its `get_config(WORD)`, such as configs/acdc.py:segmamba.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be run, has no get_config() that returns an ExperimentConfig, or none that takes
+            such a word.
+    """
+    path, words = _split(str(argument))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        namespace = runpy.run_path(str(path))
+        check_that("get_config" in namespace, str(path), "a file that defines get_config()", "none")
+        get_config = namespace["get_config"]
+        takes = len(words) <= len(inspect.signature(get_config).parameters)
+        check_that(takes, f"{path}'s get_config()", "called without a word after a colon", ":".join(words))
+        config = get_config(*words)
+    except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} must be a config file, got {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    wish = "a get_config() that returns an ExperimentConfig"
+    check_that(isinstance(config, ExperimentConfig), str(path), wish, type(config).__name__)
+    return config
+
+
+def _split(argument: str) -> tuple[Path, tuple[str, ...]]:
+    """The file, and the word after it if there is one; other colons, as in C:\\, are part of the path."""
+    path, _, word = argument.rpartition(":")
+    return (Path(path), (word,)) if path.endswith(".py") else (Path(argument), ())

@@ -1,0 +1,70 @@
+"""What would go wrong late, found before cases are preprocessed."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+from jaxmamba3d.checks import check_that
+from jaxmamba3d.config import ExperimentConfig
+from jaxmamba3d.data import Workspace, read_label_values
+from jaxmamba3d.files import check_writable
+from jaxmamba3d.labels import Labels
+from jaxmamba3d.run import describe_run
+from jaxmamba3d.training import devices_for
+
+logger = logging.getLogger(__name__)
+
+FATES = {"train": "the net cannot learn it", "val": "of it, only false voxels can be scored"}
+PARTS = {"train": "training", "val": "validation"}
+
+
+def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
+    """Checks what an experiment will need: its net, devices, folders and the classes of its folds.
+
+    Classes that no case of a fold has are a warning, for data is as it is.
+
+    Raises:
+        ValueError: the net does not fit the patch, or the batch the devices; the run folder is another run's
+            or may not be written; or the training cases of a fold are background alone.
+    """
+    run = describe_run(config, workspace)
+    train = config.train
+    batch_size = run.configuration.batch_size
+    devices_for(batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
+    folds = workspace.folds(config.data.fold)
+    for fold in folds:
+        check_writable(run.fold_folder(fold), "output")
+    names = {name for fold in folds for part in PARTS for name in workspace.split(fold)[part]}
+    cases = [case for case in workspace.dataset.cases if case.name in names]
+    values = read_label_values(cases, workspace.folder, threads=config.data.processes)
+    for fold in folds:
+        check_classes(run.labels, fold, workspace.split(fold), values)
+
+
+def check_classes(
+    labels: Labels,
+    fold: int,
+    split: Mapping[str, Sequence[str]],
+    values: Mapping[str, Collection[int] | None],
+) -> None:
+    """Warns of each class or region that no training or no validation case of a fold has.
+
+    Args:
+        labels: of the dataset.
+        fold: its number, for messages.
+        split: the case names `train` and `val`.
+        values: of each case's label, None where they are not known.
+
+    Raises:
+        ValueError: no training case has any of them.
+    """
+    for part, name in PARTS.items():
+        found = [values[case] for case in split[part]]
+        held = set().union(*(labels.declared if known is None else known for known in found))
+        absent = [structure for structure, entry in labels.structures.items() if held.isdisjoint(entry)]
+        if part == "train":
+            some = len(absent) < len(labels.structures)
+            wish = f"labelled with at least one of {', '.join(labels.structures)}"
+            check_that(some, f"some of the {len(found)} training cases of fold {fold}", wish, "none")
+        for structure in absent:
+            what = "fold %d: none of its %d %s cases has %s; %s"
+            logger.warning(what, fold, len(found), name, structure, FATES[part])

@@ -1,0 +1,138 @@
+"""Training steps that are compiled before the first batch."""
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmamba3d.augment import AugmentationPlan
+from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
+from jaxmamba3d.labels import Labels
+from jaxmamba3d.nets import build_net
+from jaxmamba3d.training import ahead
+from jaxmamba3d.training.mesh import make_mesh, place_state, shard_batch
+from jaxmamba3d.training.optimizer import make_optimizer
+from jaxmamba3d.training.steps import init_state, make_train_step
+
+NET = NetConfig("resunet", 1, 3, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
+PLAN = AugmentationPlan((8, 8, 8), rotate_and_scale=False, vary_intensities=False)
+BATCH = 8
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(BATCH, accumulate=2, shard_parameters=2)
+
+
+@pytest.fixture(scope="module")
+def started(mesh):
+    """A state on the mesh, and its step, not compiled."""
+    net = build_net(NET, rngs=nnx.Rngs(0))
+    optimizer = make_optimizer(OptimConfig(schedule="constant"), TrainConfig())
+    labels = Labels({"background": (0,), "a": (1,), "b": (2,)})
+    step = make_train_step(
+        net, optimizer, labels=labels, batch_dice=False, augmentation=PLAN, seed=0, accumulate=2
+    )
+    return place_state(mesh, init_state(net, optimizer)), step
+
+
+def compiled_ahead(state, step, mesh):
+    with jax.set_mesh(mesh):
+        return ahead.compile_train_step(
+            step, state, mesh, batch_size=BATCH, patch_size=PLAN.initial_patch_size, in_channels=1
+        )
+
+
+@pytest.fixture(scope="module")
+def compiled(started, mesh):
+    return compiled_ahead(*started, mesh)
+
+
+def test_its_memory_is_known(compiled, started):
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(started[0]))
+    batch = BATCH * 8**3 * (4 + 2)
+    assert (parameters + batch) / 8 < ahead.memory_needed(compiled) < GIB
+
+
+def test_steps_compile_nothing_more(compiled, started, mesh):
+    """With sharded parameters and parts of a batch, too; each step takes the state that the last one left."""
+    state, _ = started
+    rng = np.random.default_rng(0)
+    label = rng.integers(-1, 3, (BATCH, 8, 8, 8)).astype(np.int16)
+    batch = {"image": rng.normal(label[..., None], 1).astype(np.float32), "label": label}
+    seen = []
+
+    def listen(event, seconds, **_):
+        seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with jax.set_mesh(mesh):
+            for _ in range(3):
+                state, metrics = compiled(state, shard_batch(mesh, batch))
+                assert jax.device_get(metrics["finite"])
+        assert not [event for event in seen if "compile" in event]
+        jax.jit(lambda x: x + len(seen) + 0.123)(jnp.ones(3)).block_until_ready()
+        assert [event for event in seen if "compile" in event]  # they are noticed
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert int(state.step) == 3
+
+
+class FakeStep:
+    """A step whose compilation ends as it is told."""
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+
+    def lower(self, *_):
+        return self
+
+    def compile(self):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+ADVICE = "set net.remat, raise train.accumulate, or lower data.batch_size or data.patch_size"
+
+
+@pytest.mark.parametrize(("limit", "memory"), [(None, "memory"), (16 * GIB, "16.0 GiB")])
+def test_what_the_compiler_cannot_fit_is_said_in_one_sentence(mesh, monkeypatch, limit, memory):
+    monkeypatch.setattr(ahead, "memory_limit", lambda _: limit)
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 15G hbm.\nmore lines")
+    with pytest.raises(ValueError) as found:
+        compiled_ahead(None, FakeStep(error), mesh)
+    assert str(found.value) == (
+        f"a training step must fit into the device's {memory}, got RESOURCE_EXHAUSTED: Used 20G of 15G hbm.; "
+        + ADVICE
+    )
+
+
+def test_what_compiles_but_needs_more_than_there_is_is_refused(compiled, mesh, monkeypatch):
+    needed = ahead.memory_needed(compiled)
+    monkeypatch.setattr(ahead, "memory_limit", lambda _: needed)
+    assert compiled_ahead(None, FakeStep(compiled), mesh) is compiled
+    monkeypatch.setattr(ahead, "memory_limit", lambda _: needed - 1)
+    with pytest.raises(ValueError, match=r"the device's 0\.0 GiB, got a need of .* GiB; set net\.remat"):
+        compiled_ahead(None, FakeStep(compiled), mesh)
+
+
+def test_where_nothing_is_known_nothing_is_refused(compiled, mesh):
+    """CPUs have no limit, and other backends may not say what they need."""
+
+    class Silent:
+        def memory_analysis(self):
+            return None
+
+    assert ahead.memory_limit(mesh) is None
+    silent = Silent()
+    assert compiled_ahead(None, FakeStep(silent), mesh) is silent
+
+
+def test_other_errors_stay_what_they_are(mesh):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compiled_ahead(None, FakeStep(jax.errors.JaxRuntimeError("INTERNAL: bug")), mesh)
