@@ -1,22 +1,24 @@
-"""ACDC on a laptop's CPU: the authors' plans and splits, a small network and a short training.
+"""ACDC on a laptop's CPU: the authors' splits, half the resolution within slices, a small network.
 
 python train.py configs/acdc_small.py --data.dataset PATH/TO/ACDC
 
-Fold 0, 128 cases to train on, 32 to score; 2 CPU cores shared with other work, 36 minutes of processor time:
+Fold 0, 128 cases to train on, 32 to score; on 2 CPU cores shared with other work an hour, 37 minutes of
+processor time:
 
 | net | Dice RV | Dice MLV | Dice LVC | mean Dice | mean HD95 (mm) |
 |---|---:|---:|---:|---:|---:|
-| segmamba | 0.522 | 0.376 | 0.596 | 0.498 | 167 |
+| segmamba | 0.809 | 0.785 | 0.881 | 0.825 | 16.5 |
+| its largest components | 0.824 | 0.792 | 0.888 | 0.834 | 6.1 |
 
-The heart is found, but stray voxels are left far away from it; patch and training are small. The settings
-were chosen by this fold's training curves.
+Of three settings tried on this fold these are the last. Patches of 64x64 voxels at full resolution left stray
+voxels far away from the heart (mean Dice 0.50); half the features of the first stage and 12 epochs gave 0.68.
 """
 
 from dataclasses import replace
 
 import acdc
 
-from jaxmamba3d.config import ExperimentConfig, NetOptions, OptimConfig, PredictConfig, TrainConfig
+from jaxmamba3d.config import ExperimentConfig, NetOptions, OptimConfig, TrainConfig
 
 
 def get_config() -> ExperimentConfig:
@@ -24,10 +26,11 @@ def get_config() -> ExperimentConfig:
     return replace(
         config,
         output="runs/acdc_small",
-        data=replace(config.data, patch_size=(16, 64, 64), foreground_fraction=0.5),
+        # Twice the plans' spacing within slices: a patch then holds the heart and what is around it.
+        data=replace(config.data, spacing=(6.35, 3.05, 3.05), patch_size=(14, 80, 80)),
         net=NetOptions(
             name="segmamba",
-            features=(4, 16, 32, 64),
+            features=(8, 16, 32, 64),
             blocks_per_stage=(1, 1, 1, 1),
             decoder_blocks_per_stage=(1, 1, 1),
         ),
@@ -40,5 +43,5 @@ def get_config() -> ExperimentConfig:
             rotate_and_scale=False,
             vary_intensities=False,
         ),
-        predict=PredictConfig(tile_step=0.75),
+        predict=replace(config.predict, tile_step=0.75),
     )
