@@ -209,6 +209,7 @@ def import_weights(
     net: str = "segmamba",
     configuration: str = "3d_fullres",
     fold: int = 0,
+    splits: Path | None = None,
 ) -> None:
     """Make a run folder, ready to predict, of a network trained with the authors' PyTorch code.
 
@@ -220,9 +221,10 @@ def import_weights(
         net: segmamba, bisegmamba, segmambaskip, multisegmamba or resunet.
         configuration: which of the plans' configurations.
         fold: its number in the run; several folds may be imported into one run.
+        splits: the splits_final.json it was trained on, by which `predict` tells a dataset's test cases.
     """
     from jaxmamba3d import run as runs
-    from jaxmamba3d.data import load_plans, read_description
+    from jaxmamba3d.data import load_plans, load_splits, read_description
     from jaxmamba3d.nets import read_weights
 
     config = ExperimentConfig(
@@ -231,7 +233,13 @@ def import_weights(
         net=NetOptions(name=net),
     )
     weights = read_weights(file)
-    runs.import_weights(weights, config, load_plans(plans), read_description(dataset_json))
+    runs.import_weights(
+        weights,
+        config,
+        load_plans(plans),
+        read_description(dataset_json),
+        None if splits is None else load_splits(splits),
+    )
 
 
 def train(arguments: list[str] | None = None) -> None:

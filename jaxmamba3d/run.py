@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxmamba3d.checks import check_choice, check_that, differences
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
-from jaxmamba3d.data import Configuration, Description, Plans, Workspace, load_plans, save_plans
+from jaxmamba3d.data import Configuration, Description, Plans, Split, Workspace, load_plans, save_plans
 from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
@@ -115,7 +115,11 @@ def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
 
 
 def import_weights(
-    weights: Mapping[str, np.ndarray], config: ExperimentConfig, plans: Plans, description: Description
+    weights: Mapping[str, np.ndarray],
+    config: ExperimentConfig,
+    plans: Plans,
+    description: Description,
+    splits: Sequence[Split] | None = None,
 ) -> Run:
     """Makes a run folder, ready to predict, of a network that the authors' code trained.
 
@@ -124,6 +128,7 @@ def import_weights(
         config: its output, net and data.configuration, patch size and fold describe the run.
         plans: that the network was trained with.
         description: of the training data.
+        splits: that it was trained on, which tell its dataset's test cases; None: not known.
 
     Raises:
         ValueError: the weights are not those of the net that config and plans describe; see
@@ -139,6 +144,8 @@ def import_weights(
     net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
     load_official_weights(net, weights)
     run = _write(_describe(config, plans, len(description.channel_names), description.labels))
+    if splits is not None:
+        write_json(run.folder / SPLITS, splits)
     save_params(checkpoints, nnx.state(net, nnx.Param))
     return run
 

@@ -23,7 +23,7 @@ from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import Configuration, Plans, load_plans, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.preprocessing import PreprocessedCase, preprocess_case
-from jaxmamba3d.data.splits import cases_in_folds, load_splits, make_splits
+from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
 from jaxmamba3d.data.workspace import Workspace, open_workspace, plan_workspace
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Fingerprint",
     "Plans",
     "PreprocessedCase",
+    "Split",
     "Volume",
     "Workspace",
     "cases_in_folds",

@@ -41,8 +41,8 @@ def cases_in_folds(splits: Sequence[Mapping[str, Sequence[str]]]) -> frozenset[s
     return frozenset(name for split in splits for part in ("train", "val") for name in split[part])
 
 
-def load_splits(path: str | Path, case_names: Collection[str]) -> list[Split]:
-    """Reads nnU-Net's splits_final.json and checks it against the cases.
+def load_splits(path: str | Path, case_names: Collection[str] | None = None) -> list[Split]:
+    """Reads nnU-Net's splits_final.json and checks it against the cases, if they are known.
 
     Raises:
         FileNotFoundError: no such file.
@@ -56,7 +56,7 @@ def load_splits(path: str | Path, case_names: Collection[str]) -> list[Split]:
         raise ValueError(f"{path} must be {wish}, got another file ({error})") from error
     check_that(bool(named), str(path), "a list of at least one fold", "none")
     for fold, (train, validation) in enumerate(named):
-        unknown = sorted((train | validation) - set(case_names))
+        unknown = [] if case_names is None else sorted((train | validation) - set(case_names))
         check_that(not unknown, f"{path}, fold {fold}", "of cases of the dataset", f"unknown cases {unknown}")
         both = sorted(train & validation)
         check_that(not both, f"{path}, fold {fold}", "apart in train and val", f"{both} in both")

@@ -45,6 +45,13 @@ class TestImportedWeights:
         ]
         np.testing.assert_array_equal(*found)
 
+    def test_their_splits_tell_test_cases(self, imported, dataset):
+        run, weights, config, description = imported
+        splits = [{"train": ["case_0", "case_1"], "val": ["case_3"]}]
+        made = import_weights(weights, config, run.plans, description, splits)
+        cases = experiment.cases_to_predict(made, dataset)
+        assert [case.name for case in cases] == ["case_2", "case_4"]
+
     def test_they_are_no_training_to_go_on_with(self, imported, dataset, tmp_path):
         run, weights, config, description = imported
         import_weights(weights, config, run.plans, description)
