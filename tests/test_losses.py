@@ -66,7 +66,7 @@ def test_deep_supervision_is_that_of_nnunet(batch_dice):
     @jax.value_and_grad
     def supervised(logits):
         pairs = zip(logits[:-1], targets[:-1], strict=True)
-        sums = [class_sums(output, target, batch_dice) for output, target in pairs]
+        sums = [class_sums(output, target, batch_dice, None) for output, target in pairs]
         return loss_of_sums(sums, batch_dice=batch_dice)
 
     loss, gradients = supervised(logits)
@@ -102,7 +102,7 @@ def test_targets_are_subsampled_nearest_exact():
     outputs = (LOGITS, LOGITS[:, ::2, ::3, :], LOGITS[:, :1, :1, :1])
     targets = [LABELS["full"], LABELS["full"][:, 1::2, 1::3], None]
     pairs = zip(outputs[:-1], targets[:-1], strict=True)
-    sums = [class_sums(output, target, False) for output, target in pairs]
+    sums = [class_sums(output, target, False, None) for output, target in pairs]
     expected = loss_of_sums(sums, batch_dice=False)
     assert_close(loss_of(outputs, LABELS["full"], batch_dice=False), expected, 1e-7)
 

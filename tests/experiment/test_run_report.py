@@ -211,7 +211,8 @@ def test_a_run_that_is_training(copied):
     assert "No fold has been scored yet" in page.text
     assert "Time left at this pace" in page.facts
     assert page.facts["folds scored"] == "0 of 5"
-    assert len(page.pictures) == 1
+    shown = [base64.b64decode(source.partition(",")[2]) for source, _ in page.pictures]
+    assert shown == [(folder / name).read_bytes() for name in ("curves.png", "patches.png")]
     shutil.rmtree(folder)
     page = Page(write_report(copied))
     assert "No fold has begun yet." in page.text

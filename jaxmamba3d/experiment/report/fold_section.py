@@ -29,6 +29,7 @@ SHOWN_CASES, SHOWN_EPOCHS = 12, 10
 """Rows of longer tables that are shown before they are unfolded; about how many epochs are."""
 PICTURES = {
     "curves.png": "Loss, Dice on validation patches and learning rate by epoch",
+    "patches.png": "Validation patches: image, truth, and the net's segmentation with the truth's outline",
     "overlays.png": "Validation cases: image, truth, and prediction with the truth's outline in white",
 }
 
@@ -48,7 +49,10 @@ def fold_section(run: Run, fold: int, epochs: Epochs | None, model: ScoredModel 
     parts += _training(run, fold, epochs)
     if model is not None:
         parts += _scores(run, fold, model)
-    parts += _picture(run, fold, "overlays.png") if model is not None else []
+    if model is not None:
+        parts += _picture(run, fold, "overlays.png")
+    elif epochs is not None:
+        parts += _picture(run, fold, "patches.png")
     parts += _other_pictures(run, fold)
     return page.section(f"Fold {fold}", *parts, badge=badge, kind="good" if badge == FINISHED else "open")
 
