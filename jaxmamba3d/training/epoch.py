@@ -190,8 +190,9 @@ def validation_epoch(
         *result, segmentation = validation_step(state.params, shard_batch(mesh, arrays))
         results.append(result)
         if sample is None:
-            # Of several devices the first one's part, which is that of the process's first samples.
-            segmentation = np.asarray(segmentation.addressable_data(0))
+            # Of several processes the first device's part, which is that of the process's first samples.
+            whole = segmentation.is_fully_addressable
+            segmentation = np.asarray(segmentation if whole else segmentation.addressable_data(0))
             part = slice(len(segmentation))
             sample = Sample(arrays["image"][part], arrays["label"][part], segmentation, batch[CASE][part])
     losses, counts = zip(*jax.device_get(results), strict=True)
