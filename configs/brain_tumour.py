@@ -22,7 +22,7 @@ python train.py configs/brain_tumour.py:segmamba --data.dataset PATH/TO/Task01_B
 and augment as nnU-Net does.
 
 Not trained at full size yet: no time and no score to show. A step on one 128x128x128 patch, compiled for a
-TPU v5e, takes 13.3 of its 16 GiB: the batch of 2 should fit 2 of them, or one GPU of 40 GB.
+TPU v5e, takes 13.7 of its 16 GiB: the batch of 2 should fit 2 of them, or one GPU of 40 GB.
 
 Source: LucaLumetti/TamingMambas, nnUNetTrainer{MultiSegMamba,PanSegMamba,SegMamba,SegMambaSkip}.py and their
 bases in variants/optimizer/nnUNetTrainerAdam.py; PanSegMamba is BiSegMamba.

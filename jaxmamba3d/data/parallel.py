@@ -4,7 +4,9 @@ import concurrent.futures
 import concurrent.futures.process
 import contextlib
 import multiprocessing
+import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -42,7 +44,9 @@ def map_cases(
             return [_counted(bar, function(item)) for item in items]
         # Spawned, not forked: the parent may run jax's threads, which a fork leaves in an unknown state.
         context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_end_with_parent
+        )
         try:
             with _without_main_module():
                 jobs = [pool.submit(function, item) for item in items]
@@ -56,6 +60,16 @@ def map_cases(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Lets a worker end as soon as its parent is gone; else it would wait for work for ever."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _counted(bar: tqdm, result: Result) -> Result:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -60,3 +61,21 @@ def test_a_script_needs_no_main_guard_and_is_not_imported_again(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.stdout.split("\n") == ["program", "[1, 2]", ""], done.stderr
+
+
+def sleep_long(number: int) -> None:
+    os.write(1, f"{os.getpid()}\n".encode())
+    time.sleep(600)
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    script = "from test_parallel import *; map_cases(sleep_long, [1, 2], processes=2, description='sleep')"
+    paths = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
+    environment = os.environ | {"PYTHONPATH": paths}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        for _ in range(2):
+            assert int(parent.stdout.readline()) > 0
+        parent.kill()
+        # The pipe ends when no worker holds it any more.
+        assert parent.communicate(timeout=60)[0] == ""
