@@ -78,12 +78,12 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def without_nan(content: Any) -> Any:
-    """The same nested content with None, JSON's null, for NaN, which JSON does not know."""
+    """The same nested content with None, JSON's null, for NaN and infinities, which JSON does not know."""
     if isinstance(content, dict):
         return {key: without_nan(entry) for key, entry in content.items()}
     if isinstance(content, list | tuple):
         return [without_nan(entry) for entry in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def load_json(path: str | Path, what: str) -> Any:

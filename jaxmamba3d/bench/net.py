@@ -24,9 +24,9 @@ from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.ops.backend import BATCH_AXES, compile_for
 from jaxmamba3d.training import make_optimizer
+from jaxmamba3d.training.ahead import GIB, memory_needed
 from jaxmamba3d.training.steps import init_state, make_train_step
 
-GIB = 2**30
 GIB_OF = {"M": 1 / 1024, "G": 1, "T": 1024}
 
 
@@ -130,9 +130,7 @@ def compile_train_step(
             needed = re.search(r"\(([\d.]+)([MGT])\) exceeds", str(error))
             fits, memory = False, needed and float(needed[1]) * GIB_OF[needed[2]]
         else:
-            sizes = compiled.memory_analysis()
-            kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-            fits, memory = True, (kept + sizes.temp_size_in_bytes) / GIB
+            fits, memory = True, memory_needed(compiled) / GIB
             tflops = compiled.cost_analysis()["flops"] / 1e12
     return CompiledStep(
         net=config.name,

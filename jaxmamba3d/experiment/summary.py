@@ -1,13 +1,12 @@
 """summary.json: a fold in numbers, for scripts."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 from jaxmamba3d.evaluation import SCORES, SUMMARY, read_evaluation
 from jaxmamba3d.experiment.epochs import Epochs, read_epochs
-from jaxmamba3d.files import write_json
+from jaxmamba3d.files import without_nan, write_json
 from jaxmamba3d.run import Run
 
 
@@ -43,7 +42,7 @@ def fold_summary(run: Run, fold: int) -> dict[str, Any]:
         "versions": versions,
         "devices": devices,
     }
-    return _finite(content)
+    return without_nan(content)
 
 
 def _training(epochs: Epochs | None, planned: int) -> dict[str, Any] | None:
@@ -72,12 +71,3 @@ def _validation(scores: Path) -> dict[str, Any] | None:
             for structure, statistics in evaluation.structures.items()
         },
     }
-
-
-def _finite(content: Any) -> Any:
-    """The same content with None for numbers that JSON does not know: NaN and the infinities."""
-    if isinstance(content, dict):
-        return {key: _finite(entry) for key, entry in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(entry) for entry in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

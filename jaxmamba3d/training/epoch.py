@@ -61,9 +61,9 @@ def train_epoch(
     epoch: int,
     so_far: EpochSoFar,
     case_names: Sequence[str],
-    stop_after: Callable[[int], bool],
+    should_stop: Callable[[], bool],
 ) -> tuple[TrainState, bool]:
-    """Takes the steps that are left of an epoch, or as many as `stop_after` lets it, and notes them.
+    """Takes the steps that are left of an epoch, or as many as `should_stop` lets it, and notes them.
 
     Args:
         state: before the steps.
@@ -74,7 +74,7 @@ def train_epoch(
         epoch: counted from 0, for messages.
         so_far: the finished steps; gets those taken here.
         case_names: by number, for messages.
-        stop_after: whether to stop after this number of finished steps of the training.
+        should_stop: whether to stop now; asked after every step.
 
     Returns:
         The state after the steps, and whether they were stopped.
@@ -94,7 +94,7 @@ def train_epoch(
     pending, stopped = None, False
     started = time.perf_counter()
     with progress:
-        for step in range(done, config.steps_per_epoch):
+        for _ in range(done, config.steps_per_epoch):
             asked = time.perf_counter()
             batch = dict(next(batches))
             so_far.waited += time.perf_counter() - asked
@@ -106,13 +106,13 @@ def train_epoch(
                 progress.set_postfix(loss=f"{so_far.losses[-1]:.3f}")
             pending = metrics, cases
             progress.update()
-            stopped = stop_after(epoch * config.steps_per_epoch + step + 1)
+            stopped = should_stop()
             if stopped:
                 break
         if pending is not None:
             _note(pending, so_far, config, epoch, case_names)
     so_far.seconds += time.perf_counter() - started
-    if not any(so_far.finite):
+    if not stopped and not any(so_far.finite):
         raise FloatingPointError(f"no step of epoch {epoch + 1} was finite; {_advice(config)}")
     return state, stopped
 

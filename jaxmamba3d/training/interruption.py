@@ -21,8 +21,8 @@ class Interruption:
     def __init__(self):
         self._received = False
         # Handlers may be set in the main thread alone, and JAX's service has one of its own.
-        here = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
-        self._handles = here
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._handles = in_main_thread and jax.process_count() == 1
 
     def __enter__(self) -> "Interruption":
         if self._handles:
@@ -33,12 +33,8 @@ class Interruption:
         if self._handles:
             signal.signal(signal.SIGTERM, self._former)
 
-    def after(self, step: int) -> bool:
-        """Whether to stop now; to be asked by every process after every step.
-
-        Args:
-            step: finished steps.
-        """
+    def has_come(self) -> bool:
+        """Whether to stop now; to be asked by every process after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(next(_asked))
         return self._received

@@ -128,7 +128,7 @@ def train_fold(
                 epoch=position.epoch,
                 so_far=so_far,
                 case_names=training_cases,
-                stop_after=interruption.after,
+                should_stop=interruption.has_come,
             )
             position = dataclasses.replace(position, iterator=training_batches.get_state())
             if stopped:

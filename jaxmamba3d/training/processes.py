@@ -20,12 +20,9 @@ def join_processes() -> None:
     Raises:
         ValueError: the other processes cannot be found.
     """
-    told = {
-        argument: int(os.environ[name])
-        for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
-        if name in os.environ
-    }
+    variables = (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     try:
+        told = {argument: int(os.environ[name]) for argument, name in variables if name in os.environ}
         # Processes that are done wait for the first one, which still predicts and scores.
         jax.distributed.initialize(**told, shutdown_timeout_seconds=ONE_WEEK)
     except ValueError as error:

@@ -49,7 +49,6 @@ def fold_section(run: Run, fold: int, epochs: Epochs | None, model: ScoredModel 
     parts += _training(run, fold, epochs)
     if model is not None:
         parts += _scores(run, fold, model)
-    if model is not None:
         parts += _picture(run, fold, "overlays.png")
     elif epochs is not None:
         parts += _picture(run, fold, "patches.png")

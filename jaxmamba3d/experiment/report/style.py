@@ -74,8 +74,7 @@ pre {
   font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: normal;
 }
 @media (prefers-color-scheme: dark) {
-  .overlays { max-width: 48rem; }
-.chart img { filter: invert(0.9) hue-rotate(180deg); }
+  .chart img { filter: invert(0.9) hue-rotate(180deg); }
 }
 @media (max-width: 40rem) {
   body { padding: 1.25rem 0.75rem 2rem; }
