@@ -309,6 +309,11 @@ class ExperimentConfig:
     def __post_init__(self):
         check_that(bool(self.output), "output", "the folder of the run", repr(self.output))
 
+    @property
+    def work_folder(self) -> Path:
+        """The folder of the plans and the prepared cases."""
+        return Path(self.data.work or Path(self.output) / "work")
+
     def decisive_settings(self) -> dict[str, Any]:
         """The settings, beside net and plans, that decide which parameters a training ends with.
 

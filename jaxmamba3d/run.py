@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.checks import check_choice, check_that, differences
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
 from jaxmamba3d.data import Configuration, Description, Plans, Split, Workspace, load_plans, save_plans
@@ -19,7 +20,7 @@ from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
-from jaxmamba3d.training import SETTINGS, has_checkpoint, save_params
+from jaxmamba3d.training import SETTINGS, Task, has_checkpoint, save_params
 
 NET, LABELS, POSTPROCESSING, SPLITS = "net.json", "labels.json", "postprocessing.json", "splits_final.json"
 VERSIONS = "versions.json"
@@ -73,6 +74,24 @@ class Run:
         """For each fold the case names `train` and `val`; empty where weights were imported."""
         path = self.folder / SPLITS
         return load_json(path, "a list of splits") if path.is_file() else []
+
+    def task(self) -> Task:
+        """What its training steps learn."""
+        plan, train = self.configuration, self.config.train
+        augmentation = AugmentationPlan.for_patches(
+            plan.patch_size,
+            plan.use_mask_for_norm,
+            mirror_axes=train.mirror_axes,
+            rotate_and_scale=train.rotate_and_scale,
+            vary_intensities=train.vary_intensities,
+        )
+        return Task(
+            batch_size=plan.batch_size,
+            in_channels=self.net.in_channels,
+            labels=self.labels,
+            batch_dice=plan.batch_dice,
+            augmentation=augmentation,
+        )
 
     def build_net(self) -> UNet3D:
         """The net, freshly initialised from the config's seed."""

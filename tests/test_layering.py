@@ -25,7 +25,7 @@ LAYERS = {
     "nets": 3,
     "training": 4,
     "inference": 4,
-    "bench": 5,
+    "bench": 6,
     "run": 5,
     "experiment": 6,
     "cli": 7,

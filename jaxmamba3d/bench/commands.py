@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_net, paper_shapes
+from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_shapes
 from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS, DataConfig
 
 
@@ -46,34 +46,44 @@ def bench_scan(
 
 
 def bench_net(
-    aot: str,
+    configs: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    aot: str | None = None,
     output: Path = Path("bench"),
     datasets: tuple[str, ...] = tuple(PLANS),
     nets: tuple[str, ...] = NETS,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     remat: bool = True,
     batch_per_chip: int = 1,
+    steps: int = 10,
 ) -> None:
-    """Compile training steps of the paper's networks at full size for TPUs, and say what memory they need.
+    """Compile and time training steps of the paper's networks, or of configs, and say what memory they need.
 
     Args:
-        aot: the chips, a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4; none need be here, but libtpu.
+        configs: config files, CONFIG.py or CONFIG.py:WORD, whose data are planned; none: the paper's nets.
+        aot: chips to compile for, a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4, of which none need be
+            here, but libtpu; default: the devices here, on which steps are timed too.
         output: folder of net.md and net.json, written after each step.
-        datasets: whose patches, channels and classes: brain_tumour, acdc, synapse.
-        nets: which networks.
-        dtype: to compute in.
-        remat: recompute each Mamba block in the backward pass.
-        batch_per_chip: patches.
+        datasets: of the paper, whose patches, channels and classes are taken: brain_tumour, acdc, synapse.
+        nets: of the paper.
+        dtype: that the paper's networks compute in.
+        remat: recompute each Mamba block of the paper's networks in the backward pass.
+        batch_per_chip: patches that a chip holds at once.
+        steps: to time; 0: none.
     """
-    from jaxmamba3d.bench import net
+    from jaxmamba3d.bench import net, trainings
+    from jaxmamba3d.training import use_all_cores
 
-    net.use_tpu_compiler()
-    cases = [
-        (paper_net(name, dataset, dtype=dtype, remat=remat), dataset, PLANS[dataset].patch)
+    if aot is None:
+        use_all_cores()
+    else:
+        net.use_tpu_compiler()
+    chosen = [trainings.config_training(config) for config in configs] or [
+        trainings.paper_training(name, dataset, dtype=dtype, remat=remat)
         for dataset in datasets
         for name in nets
     ]
-    net.bench_nets(cases, batch_per_chip, aot, output)
+    net.bench_nets(chosen, output, batch_per_chip=batch_per_chip, topology=aot, steps=steps)
     sys.stdout.write((output / "net.md").read_text())
 
 

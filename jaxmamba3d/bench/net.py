@@ -1,42 +1,42 @@
-"""`jaxmamba3d bench net`: whole training steps, compiled for chips that need not be here."""
+"""`jaxmamba3d bench net`: whole training steps, timed on the devices here or compiled for chips elsewhere."""
 
 import dataclasses
 import importlib.util
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, Sharding
 from tqdm import tqdm
 
-from jaxmamba3d.augment import AugmentationPlan
-from jaxmamba3d.checks import UnsupportedError, check_positive
-from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
+from jaxmamba3d.bench.timing import Timing, time_calls
+from jaxmamba3d.bench.trainings import Training
+from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.files import write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
-from jaxmamba3d.ops.backend import BATCH_AXES, compile_for
+from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.training import make_optimizer
-from jaxmamba3d.training.ahead import GIB, memory_needed
-from jaxmamba3d.training.steps import init_state, make_train_step
+from jaxmamba3d.training.ahead import GIB, StepTooLarge, compile_fitting, lower_train_step, memory_needed
+from jaxmamba3d.training.mesh import mesh_over, place_state, state_shardings
+from jaxmamba3d.training.steps import init_state
 
-GIB_OF = {"M": 1 / 1024, "G": 1, "T": 1024}
+WARM_UP = 2
+"""Steps before those that are timed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledStep:
+class MeasuredStep:
     """One training step as compiled.
 
     Args:
         net, dataset, dtype, remat: what was compiled.
-        chips: topology, such as v5e:2x4.
+        chips: topology, such as v5e:2x4, or the devices here.
         batch: of all chips.
         parameters: numbers of the net.
         tflops: of a step and chip as the compiler counts them, the scan kernels left out; None if it does not
@@ -45,6 +45,8 @@ class CompiledStep:
             temporaries alone, if the compiler says.
         fits: whether a chip's memory holds that.
         seconds: that the compilation took.
+        milliseconds, spread: median of the steps and distance of their quartiles; None where none was taken.
+        patches_per_second: of all chips.
     """
 
     net: str
@@ -58,6 +60,9 @@ class CompiledStep:
     memory_gib: float | None
     fits: bool
     seconds: float
+    milliseconds: float | None = None
+    spread: float | None = None
+    patches_per_second: float | None = None
 
 
 def use_tpu_compiler() -> None:
@@ -78,96 +83,158 @@ def use_tpu_compiler() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def compile_train_step(
-    config: NetConfig, dataset: str, patch: Sequence[int], batch_per_chip: int, chips: str
-) -> CompiledStep:
-    """Compiles the sharded training step that the training program runs.
+def compile_elsewhere(training: Training, batch_per_chip: int, topology: str) -> MeasuredStep:
+    """Compiles a sharded training step for TPUs that need not be here.
 
     Args:
-        config: the network.
-        dataset: its name, for the table.
-        patch: voxels.
-        batch_per_chip: samples of each chip.
-        chips: topology, such as v5e:2x4.
+        training: what decides the step.
+        batch_per_chip: patches.
+        topology: of the chips, such as v5e:2x4.
 
     Raises:
-        ValueError: there is no such topology, or a batch below 1.
+        ValueError: there is no such topology, the chips do not divide by `train.shard_parameters`, or a batch
+            is below 1.
     """
-    check_positive("batch_per_chip", batch_per_chip)
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=chips).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except jax.errors.JaxRuntimeError as error:
         wish = "a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4"
-        raise ValueError(f"chips must be {wish}, got {chips!r} ({str(error).splitlines()[0]})") from error
-    mesh = Mesh(np.array(devices).reshape(-1, 1), BATCH_AXES)
-    batch = batch_per_chip * len(devices)
+        raise ValueError(f"aot must be {wish}, got {topology!r} ({str(error).splitlines()[0]})") from error
+    training = training.on_chips(len(devices), batch_per_chip)
+    mesh = mesh_over(devices, training.train.shard_parameters)
+    with compile_for("tpu"):
+        return _measure(training, mesh, topology, steps=0)
 
-    def placed(tree, *axes):
-        sharding = NamedSharding(mesh, PartitionSpec(*axes))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    started = time.perf_counter()
-    with compile_for("tpu"), jax.set_mesh(mesh):
-        net = nnx.eval_shape(lambda: build_net(config, rngs=nnx.Rngs(0)))
-        optimizer = make_optimizer(OptimConfig(), TrainConfig())
-        params = nnx.state(net, nnx.Param)
-        graph = nnx.graphdef(net)
-        state = jax.eval_shape(lambda p: init_state(nnx.merge(graph, p), optimizer), params)
-        labels = Labels({"background": (0,)} | {f"class {k}": (k,) for k in range(1, config.num_classes)})
-        plan = AugmentationPlan(tuple(patch))
-        step = make_train_step(net, optimizer, labels=labels, batch_dice=False, augmentation=plan, seed=0)
-        samples = {
-            "image": jax.ShapeDtypeStruct((batch, *plan.initial_patch_size, config.in_channels), jnp.float32),
-            "label": jax.ShapeDtypeStruct((batch, *plan.initial_patch_size), jnp.int16),
-        }
-        lowered = step.lower(placed(state), placed(samples, BATCH_AXES))
-        tflops = None
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            needed = re.search(r"\(([\d.]+)([MGT])\) exceeds", str(error))
-            fits, memory = False, needed and float(needed[1]) * GIB_OF[needed[2]]
-        else:
-            fits, memory = True, memory_needed(compiled) / GIB
-            tflops = compiled.cost_analysis()["flops"] / 1e12
-    return CompiledStep(
-        net=config.name,
-        dataset=dataset,
-        dtype=config.dtype,
-        remat=config.remat,
-        chips=chips,
-        batch=batch,
-        parameters=sum(x.size for x in jax.tree.leaves(params)),
-        tflops=tflops,
-        memory_gib=memory,
-        fits=fits,
-        seconds=time.perf_counter() - started,
-    )
+def time_here(training: Training, batch_per_chip: int, steps: int) -> MeasuredStep:
+    """Compiles a training step for all devices here and takes it, on noise.
+
+    Args:
+        training: what decides the step.
+        batch_per_chip: patches.
+        steps: how many are timed; 0: the step is compiled alone.
+
+    Raises:
+        ValueError: the devices do not divide by `train.shard_parameters`, or a batch is below 1.
+    """
+    devices = jax.devices()
+    training = training.on_chips(len(devices), batch_per_chip)
+    mesh = mesh_over(devices, training.train.shard_parameters)
+    return _measure(training, mesh, f"{len(devices)} x {devices[0].device_kind}", steps=steps)
 
 
 def bench_nets(
-    cases: Sequence[tuple[NetConfig, str, Sequence[int]]], batch_per_chip: int, chips: str, output: Path
-) -> list[CompiledStep]:
-    """Compiles a training step for each net, dataset's name and patch, and writes net.md and net.json."""
+    trainings: Sequence[Training],
+    output: Path,
+    *,
+    batch_per_chip: int = 1,
+    topology: str | None = None,
+    steps: int = 10,
+) -> list[MeasuredStep]:
+    """Measures a step of each training, and writes net.md and net.json after each.
+
+    Args:
+        trainings: what decides the steps.
+        output: folder; made if missing.
+        batch_per_chip: patches.
+        topology: see `compile_elsewhere`; None: the devices here.
+        steps: see `time_here`.
+
+    Raises:
+        ValueError: see `compile_elsewhere` and `time_here`.
+    """
     output.mkdir(parents=True, exist_ok=True)
     rows = []
-    for config, dataset, patch in tqdm(cases, desc="net", unit="step"):
-        rows.append(compile_train_step(config, dataset, patch, batch_per_chip, chips))
+    for training in tqdm(trainings, desc="net", unit="step"):
+        if topology is None:
+            rows.append(time_here(training, batch_per_chip, steps))
+        else:
+            rows.append(compile_elsewhere(training, batch_per_chip, topology))
         write_json(output / "net.json", [dataclasses.asdict(row) for row in rows])
         write_text(output / "net.md", _markdown(rows))
     return rows
 
 
-def _markdown(rows: Sequence[CompiledStep]) -> str:
-    columns = ("net", "dataset", "dtype", "remat", "chips", "batch", "parameters", "TFLOP a chip")
-    columns += ("GiB a chip", "fits", "compiled in s")
+def _measure(training: Training, mesh: Mesh, chips: str, *, steps: int) -> MeasuredStep:
+    optimizer = make_optimizer(training.optim, training.train)
+    started = time.perf_counter()
+    with jax.set_mesh(mesh):
+        net = nnx.eval_shape(lambda: build_net(training.net, rngs=nnx.Rngs(0)))
+        graph, params = nnx.split(net, nnx.Param)
+        state = jax.eval_shape(lambda p: init_state(nnx.merge(graph, p), optimizer), params)
+        placed = jax.tree.map(_placed, state, state_shardings(mesh, state))
+        lowered = lower_train_step(net, optimizer, training.train, training.task, placed, mesh)
+        try:
+            compiled = compile_fitting(lowered, mesh)
+            memory = memory_needed(compiled)
+        except StepTooLarge as error:
+            compiled, memory = None, error.needed
+    seconds = time.perf_counter() - started
+    timing = _time_steps(compiled, training, mesh, steps) if compiled and steps else None
+    batch = training.task.batch_size
+    return MeasuredStep(
+        net=training.net.name,
+        dataset=training.dataset,
+        dtype=training.net.dtype,
+        remat=training.net.remat,
+        chips=chips,
+        batch=batch,
+        parameters=sum(x.size for x in jax.tree.leaves(params)),
+        tflops=compiled and compiled.cost_analysis()["flops"] / 1e12,
+        memory_gib=memory and memory / GIB,
+        fits=compiled is not None,
+        seconds=seconds,
+        milliseconds=timing and timing.median * 1e3,
+        spread=timing and timing.spread * 1e3,
+        patches_per_second=timing and batch / timing.median,
+    )
+
+
+def _placed(array: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+def _time_steps(step: jax.stages.Compiled, training: Training, mesh: Mesh, steps: int) -> Timing:
+    net = build_net(training.net, rngs=nnx.Rngs(0))
+    state = place_state(mesh, init_state(net, make_optimizer(training.optim, training.train)))
+    image, label = (training.task.training_batch(mesh)[name] for name in ("image", "label"))
+    key = jax.random.key(0)
+    noise = {
+        "image": jax.random.normal(key, image.shape, image.dtype),
+        "label": jax.random.choice(key, _values(training.task.labels), label.shape),
+    }
+    batch = jax.device_put(noise, {"image": image.sharding, "label": label.sharding})
+
+    def take_step() -> dict[str, jax.Array]:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
+    for _ in range(WARM_UP):
+        jax.block_until_ready(take_step())
+    return time_calls(take_step, repeats=steps)
+
+
+def _values(labels: Labels) -> jax.Array:
+    return jnp.array(sorted(labels.declared), jnp.int16)
+
+
+def _markdown(rows: Sequence[MeasuredStep]) -> str:
+    columns = ["net", "dataset", "dtype", "remat", "chips", "batch", "parameters", "TFLOP a chip"]
+    columns += ["GiB a chip", "fits", "compiled in s"]
+    timed = any(row.milliseconds is not None for row in rows)
+    if timed:
+        columns += ["ms a step", "± ms", "patches/s"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
         cells = [row.net, row.dataset, row.dtype, "yes" if row.remat else "no", row.chips, row.batch]
-        cells += [f"{row.parameters / 1e6:.1f} M", "-" if row.tflops is None else f"{row.tflops:.1f}"]
-        cells += ["-" if row.memory_gib is None else f"{row.memory_gib:.1f}", "yes" if row.fits else "no"]
-        cells += [f"{row.seconds:.0f}"]
+        cells += [f"{row.parameters / 1e6:.1f} M", _number(row.tflops, 1), _number(row.memory_gib, 1)]
+        cells += ["yes" if row.fits else "no", f"{row.seconds:.0f}"]
+        if timed:
+            cells += [_number(n, 1) for n in (row.milliseconds, row.spread, row.patches_per_second)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

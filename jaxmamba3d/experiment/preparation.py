@@ -21,10 +21,9 @@ def prepare(config: ExperimentConfig) -> Workspace:
     if data.source is not None and not Path(data.dataset).is_dir():
         advice = f"name it with --data.dataset, or get it from {data.source}"
         raise FileNotFoundError(f"{data.dataset}: no such dataset folder; {advice}")
-    work = Path(data.work or Path(config.output) / "work")
     workspace = plan_workspace(
         data.dataset,
-        work,
+        config.work_folder,
         plans_file=data.plans,
         splits_file=data.splits,
         memory_gb=data.memory_gb,

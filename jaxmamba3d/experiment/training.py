@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.data import Workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.run import Run
@@ -15,15 +14,7 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
     """Trains a fold, or goes on where it stopped."""
     data, train_config = run.config.data, run.config.train
     split = workspace.split(fold)
-
-    plan = run.configuration
-    augmentation = AugmentationPlan.for_patches(
-        plan.patch_size,
-        plan.use_mask_for_norm,
-        mirror_axes=train_config.mirror_axes,
-        rotate_and_scale=train_config.rotate_and_scale,
-        vary_intensities=train_config.vary_intensities,
-    )
+    plan, task = run.configuration, run.task()
 
     def batches(names: Sequence[str], seed: int, patch_size: Sequence[int]):
         return training_batches(
@@ -50,12 +41,8 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
     train_fold(
         run.build_net(),
         run.config,
-        batch_size=plan.batch_size,
-        in_channels=run.net.in_channels,
-        labels=run.labels,
-        batch_dice=plan.batch_dice,
-        augmentation=augmentation,
-        training_batches=batches(split["train"], train_config.seed, augmentation.initial_patch_size),
+        task,
+        training_batches=batches(split["train"], train_config.seed, task.augmentation.initial_patch_size),
         validation_batches=lambda: batches(split["val"], train_config.seed + 1, plan.patch_size),
         training_cases=split["train"],
         validation_cases=split["val"],

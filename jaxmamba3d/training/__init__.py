@@ -5,10 +5,12 @@ from jaxmamba3d.training.loop import train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import first_process_first, is_first_process, join_processes
+from jaxmamba3d.training.task import Task
 
 __all__ = [
     "SETTINGS",
     "Checkpoints",
+    "Task",
     "devices_for",
     "first_process_first",
     "has_checkpoint",

@@ -1,59 +1,88 @@
 """The training step, compiled before the first batch is read, which shows whether the device can hold it."""
 
 import logging
+import re
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import optax
+from flax import nnx
+from jax.sharding import Mesh
 
 from jaxmamba3d.checks import MEMORY_ADVICE
-from jaxmamba3d.ops.backend import BATCH_AXES
-from jaxmamba3d.training.steps import TrainState
+from jaxmamba3d.config import TrainConfig
+from jaxmamba3d.training.steps import TrainState, make_train_step
+from jaxmamba3d.training.task import Task
 
 GIB = 2**30
+UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 logger = logging.getLogger(__name__)
 
 
-def compile_train_step(
-    train_step: Any,
-    state: TrainState,
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    patch_size: Sequence[int],
-    in_channels: int,
-) -> jax.stages.Compiled:
-    """Compiles a step for batches of one shape; to be called instead of the step, which would compile again.
+class StepTooLarge(ValueError):
+    """A training step needs more memory than a device has.
 
     Args:
-        train_step: see `make_train_step`.
-        state: as the first step gets it.
+        limit: bytes of a device, None if not known.
+        needed: bytes of the step, None if not known.
+        found: what was found, in words.
+    """
+
+    def __init__(self, limit: int | None, needed: int | None, found: str):
+        memory = "memory" if limit is None else f"{limit / GIB:.1f} GiB"
+        wish = f"a training step must fit into the device's {memory}"
+        super().__init__(f"{wish}, got {found}; {MEMORY_ADVICE}")
+        self.needed = needed
+
+
+def lower_train_step(
+    net: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    train: TrainConfig,
+    task: Task,
+    state: TrainState,
+    mesh: Mesh,
+) -> jax.stages.Lowered:
+    """The step of a training, ready to be compiled for its batches.
+
+    Args:
+        net, optimizer: see `make_train_step`.
+        train: the training's seed and parts of a batch.
+        task: what it learns.
+        state: as the first step gets it, or its shapes and shardings.
         mesh: of the devices; to be set by `jax.set_mesh`.
-        batch_size: samples of the global batch.
-        patch_size: voxels of a patch before it is augmented.
-        in_channels: of the images.
+    """
+    step = make_train_step(
+        net,
+        optimizer,
+        labels=task.labels,
+        batch_dice=task.batch_dice,
+        augmentation=task.augmentation,
+        seed=train.seed,
+        accumulate=train.accumulate,
+    )
+    return step.lower(state, task.training_batch(mesh))
+
+
+def compile_fitting(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
+    """Compiles a training step; to be called instead of the step, which would compile again.
+
+    Args:
+        lowered: see `lower_train_step`.
+        mesh: of the devices.
 
     Raises:
-        ValueError: the step needs more memory than a device has; what can be done is said.
+        StepTooLarge: the step needs more memory than a device has; what can be done is said.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    shape = (batch_size, *patch_size)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*shape, in_channels), jnp.float32, sharding=sharding),
-        "label": jax.ShapeDtypeStruct(shape, jnp.int16, sharding=sharding),
-    }
     started = time.perf_counter()
     limit = memory_limit(mesh)
     try:
-        compiled = train_step.lower(state, batch).compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise _too_large(limit, str(error).splitlines()[0]) from error
+        raise StepTooLarge(limit, _bytes_in(str(error)), str(error).splitlines()[0]) from error
     seconds = time.perf_counter() - started
     needed = memory_needed(compiled)
     if needed is None or limit is None:
@@ -61,7 +90,7 @@ def compile_train_step(
         return compiled
     amount = f"{needed / GIB:.1f}"
     if needed > limit:
-        raise _too_large(limit, f"a need of {amount} GiB")
+        raise StepTooLarge(limit, needed, f"a need of {amount} GiB")
     what = "training step compiled in %.0f s; it takes %s of the %.1f GiB of a device"
     logger.info(what, seconds, amount, limit / GIB)
     return compiled
@@ -78,11 +107,13 @@ def memory_needed(compiled: jax.stages.Compiled) -> int | None:
 
 
 def memory_limit(mesh: Mesh) -> int | None:
-    """Bytes that JAX may use of the smallest device of this process; None where it does not know (CPUs)."""
-    known = [device.memory_stats() or {} for device in mesh.local_devices]
-    return min((stats["bytes_limit"] for stats in known if "bytes_limit" in stats), default=None)
+    """Bytes that JAX may use of the smallest of a mesh's devices that this process has; None where it does
+    not know: CPUs, and chips that are not here."""
+    here = [device.memory_stats() or {} for device in jax.local_devices() if device in mesh.devices]
+    return min((stats["bytes_limit"] for stats in here if "bytes_limit" in stats), default=None)
 
 
-def _too_large(limit: int | None, found: str) -> ValueError:
-    memory = "memory" if limit is None else f"{limit / GIB:.1f} GiB"
-    return ValueError(f"a training step must fit into the device's {memory}, got {found}; {MEMORY_ADVICE}")
+def _bytes_in(message: str) -> int | None:
+    """What XLA's compiler for TPUs says that a program needs, such as (18.36G) exceeds."""
+    found = re.search(r"\(([\d.]+)([MGT])\) exceeds", message)
+    return found and int(float(found[1]) * UNITS[found[2]])

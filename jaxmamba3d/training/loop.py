@@ -13,11 +13,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.config import ExperimentConfig
-from jaxmamba3d.labels import Labels
-from jaxmamba3d.training.ahead import compile_train_step
+from jaxmamba3d.training.ahead import compile_fitting, lower_train_step
 from jaxmamba3d.training.checkpoint import Checkpoints, Position
 from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption
@@ -25,7 +23,8 @@ from jaxmamba3d.training.mesh import make_mesh, place_state
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import is_first_process
 from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
-from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
+from jaxmamba3d.training.steps import init_state, make_validation_step
+from jaxmamba3d.training.task import Task
 from jaxmamba3d.wording import duration
 
 logger = logging.getLogger(__name__)
@@ -36,12 +35,8 @@ Batches = Iterator[dict[str, np.ndarray]]
 def train_fold(
     net: nnx.Module,
     config: ExperimentConfig,
+    task: Task,
     *,
-    batch_size: int,
-    in_channels: int,
-    labels: Labels,
-    batch_dice: bool,
-    augmentation: AugmentationPlan,
     training_batches: Batches,
     validation_batches: Callable[[], Batches],
     training_cases: Sequence[str],
@@ -55,13 +50,9 @@ def train_fold(
     Args:
         net: freshly built; its parameters are changed in place.
         config: the experiment.
-        batch_size: samples of the global batch.
-        in_channels: of the images.
-        labels: what label values mean.
-        batch_dice: see `segmentation_loss`.
-        augmentation: of the training batches.
+        task: what it learns.
         training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z], case [B]}, the
-            patches of `augmentation.initial_patch_size`.
+            patches of the augmentation's `initial_patch_size`.
         validation_batches: starts the same sequence of validation batches anew, each epoch.
         training_cases, validation_cases: names, by the numbers that the batches give.
         spacing: voxel size of the patches (mm), for pictures.
@@ -76,7 +67,7 @@ def train_fold(
     """
     optimizer = make_optimizer(config.optim, config.train)
     train = config.train
-    mesh = make_mesh(batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
+    mesh = make_mesh(task.batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
     state = place_state(mesh, init_state(net, optimizer))
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -95,28 +86,13 @@ def train_fold(
             logger.info("going on after epoch %d of %d", position.epoch, train.epochs)
         log = None
         if is_first_process():
-            log = MetricsLog(folder, labels, start_epoch=position.epoch)
+            log = MetricsLog(folder, task.labels, start_epoch=position.epoch)
             stack.callback(log.close)
 
-        train_step = make_train_step(
-            net,
-            optimizer,
-            labels=labels,
-            batch_dice=batch_dice,
-            augmentation=augmentation,
-            seed=train.seed,
-            accumulate=train.accumulate,
-        )
+        train_step = None
         if position.epoch < train.epochs:
-            train_step = compile_train_step(
-                train_step,
-                state,
-                mesh,
-                batch_size=batch_size,
-                patch_size=augmentation.initial_patch_size,
-                in_channels=in_channels,
-            )
-        validation_step = make_validation_step(net, labels=labels, batch_dice=batch_dice)
+            train_step = compile_fitting(lower_train_step(net, optimizer, train, task, state, mesh), mesh)
+        validation_step = make_validation_step(net, labels=task.labels, batch_dice=task.batch_dice)
         while position.epoch < train.epochs:
             so_far = position.so_far
             state, stopped = train_epoch(
@@ -145,7 +121,7 @@ def train_fold(
                 skipped_steps=so_far.finite.count(False),
                 pseudo_dice=validation.dice,
                 seconds=so_far.seconds + time.perf_counter() - started,
-                patches_per_second=len(so_far.losses) * batch_size / so_far.seconds,
+                patches_per_second=len(so_far.losses) * task.batch_size / so_far.seconds,
                 input_wait=so_far.waited / so_far.seconds,
                 memory_gib=device_memory_gib(),
             )
@@ -154,7 +130,7 @@ def train_fold(
             if log is not None:
                 log.append(metrics)
                 if log.wants_a_picture(train.epochs):
-                    log.show(overlays_of(validation.sample, validation_cases, spacing, labels))
+                    log.show(overlays_of(validation.sample, validation_cases, spacing, task.labels))
                 _say(metrics, log, train.epochs, is_best)
             position = dataclasses.replace(
                 position,

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,16 +67,32 @@ def make_mesh(batch_size: int, *, accumulate: int = 1, shard_parameters: int = 1
     if used < there and devices[0].platform != "cpu":
         what = "%d of %d devices are used: the batch size %d does not divide by more; raise data.batch_size"
         logger.warning(what, used, there, batch_size)
-    shape = (used // shard_parameters, shard_parameters)
+    return mesh_over(devices, shard_parameters)
+
+
+def mesh_over(devices: Sequence[jax.Device], shard_parameters: int = 1) -> Mesh:
+    """A mesh of the axes `data` and `parameters`, the second one `shard_parameters` long, over all of them.
+
+    Raises:
+        ValueError: they do not divide by that.
+    """
+    divides = len(devices) % shard_parameters == 0
+    check_that(
+        divides, "train.shard_parameters", f"a divisor of the {len(devices)} devices", shard_parameters
+    )
+    shape = (len(devices) // shard_parameters, shard_parameters)
     return jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto,) * 2, devices=devices)
 
 
-def place_state(mesh: Mesh, tree: Any) -> Any:
-    """The arrays of a pytree on the mesh: shared out by `parameter_spec`, or whole on every device."""
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """For each array of a pytree how a mesh holds it: shared out by `parameter_spec`, or whole everywhere."""
     parts = mesh.shape[PARAMETER_AXIS]
-    return jax.tree.map(
-        lambda x: jax.device_put(x, NamedSharding(mesh, parameter_spec(x.shape, parts))), tree
-    )
+    return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, parts)), tree)
+
+
+def place_state(mesh: Mesh, tree: Any) -> Any:
+    """The arrays of a pytree on the mesh; see `state_shardings`."""
+    return jax.device_put(tree, state_shardings(mesh, tree))
 
 
 def constrain_state(tree: Any) -> Any:

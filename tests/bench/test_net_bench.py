@@ -1,4 +1,4 @@
-"""`jaxmamba3d bench net`: whole training steps compiled for chips that are not here."""
+"""`jaxmamba3d bench net`: whole training steps, here and compiled for chips elsewhere."""
 
 import dataclasses
 import importlib.util
@@ -6,27 +6,44 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 from flax import nnx
+from small_datasets import write_nnunet
+from training_programs import write_config
 
-from jaxmamba3d.bench.net import CompiledStep, _markdown
+from jaxmamba3d import cli
+from jaxmamba3d import training as training_package
+from jaxmamba3d.augment import AugmentationPlan
+from jaxmamba3d.bench.net import MeasuredStep, _markdown, bench_nets
 from jaxmamba3d.bench.shapes import PLANS, paper_net
+from jaxmamba3d.bench.trainings import Training
+from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
+from jaxmamba3d.data import plan_workspace
+from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
+from jaxmamba3d.training import Task, ahead
 
-SMALL = """
+SIZE = ((8, 16), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
+LABELS = Labels({"background": (0,), "a": (1,), "b": (2,)})
+ELSEWHERE = """
 import sys
 from pathlib import Path
 from jaxmamba3d.bench import net
-from jaxmamba3d.config import NetConfig
 net.use_tpu_compiler()
-config = NetConfig(
-    "multisegmamba", 1, 3, (8, 16), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,), dtype="bfloat16"
-)
-huge = (config, "huge", (512, 512, 512))
-net.bench_nets([(config, "small", (16, 16, 16)), huge], 1, "v5e:2x2", Path(sys.argv[1]))
+from test_net_bench import training
+trainings = [training("multisegmamba", 8, accumulate=2, shard_parameters=2), training("multisegmamba", 512)]
+net.bench_nets(trainings, Path(sys.argv[1]), topology="v5e:2x2")
 """
+
+
+def training(net, size, **options):
+    """Of a small net on cubes of so many voxels."""
+    config = NetConfig(net, 1, 3, *SIZE, dtype="bfloat16")
+    task = Task(2, 1, LABELS, False, AugmentationPlan((size,) * 3))
+    return Training(f"cube {size}", config, task, OptimConfig(), TrainConfig(**options))
 
 
 @pytest.mark.parametrize(("name", "millions"), [("segmamba", 61.4), ("multisegmamba", 78.2)])
@@ -43,13 +60,67 @@ def test_patches_divide_by_the_strides():
 
 
 def test_the_table():
-    fits = CompiledStep(
+    fits = MeasuredStep(
         "resunet", "acdc", "bfloat16", True, "v5e:2x4", 8, 59_800_000, 1.25, 12.34, True, 60.2
     )
     too_big = dataclasses.replace(fits, tflops=None, memory_gib=None, fits=False)
     rows = _markdown([fits, too_big]).splitlines()
     assert rows[2] == "| resunet | acdc | bfloat16 | yes | v5e:2x4 | 8 | 59.8 M | 1.2 | 12.3 | yes | 60 |"
     assert rows[3].endswith("| 59.8 M | - | - | no | 60 |")
+    timed = dataclasses.replace(fits, milliseconds=123.45, spread=0.61, patches_per_second=64.8)
+    rows = _markdown([timed, too_big]).splitlines()
+    assert rows[0].endswith("| compiled in s | ms a step | ± ms | patches/s |")
+    assert rows[2].endswith("| yes | 60 | 123.5 | 0.6 | 64.8 |")
+    assert rows[3].endswith("| no | 60 | - | - | - |")
+
+
+def test_steps_are_timed_here(tmp_path):
+    """On the eight devices of the tests, in two parts of a batch, with shared parameters."""
+    here = training("resunet", 8, accumulate=2, shard_parameters=2)
+    (row,) = bench_nets([here], tmp_path, batch_per_chip=1, steps=3)
+    assert row.chips == "8 x cpu"
+    assert row.batch == 16
+    assert row.fits
+    assert row.milliseconds > 0
+    assert row.patches_per_second == pytest.approx(16e3 / row.milliseconds)
+    parameters = nnx.state(build_net(here.net, rngs=nnx.Rngs(0)), nnx.Param)
+    assert row.parameters == sum(x.size for x in jax.tree.leaves(parameters))
+    assert json.loads((tmp_path / "net.json").read_text()) == [dataclasses.asdict(row)]
+    assert (tmp_path / "net.md").read_text() == _markdown([row])
+
+
+def test_what_does_not_fit_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "memory_limit", lambda _: 1)
+    (row,) = bench_nets([training("resunet", 8)], tmp_path)
+    assert not row.fits
+    assert row.memory_gib > 0
+    assert row.milliseconds is None
+
+
+def test_a_configs_step(tmp_path, monkeypatch, capsys):
+    dataset = write_nnunet(tmp_path / "Dataset001_Small", channels=2)
+    config = write_config(tmp_path, dataset, batch_size=2)
+    monkeypatch.setattr(sys, "argv", ["jaxmamba3d", "bench", "net", str(config), "--steps", "1"])
+    monkeypatch.setattr(training_package, "use_all_cores", lambda: None)  # JAX has started
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run/work: not a work folder; make one with"):
+        cli.bench()
+    plan_workspace(dataset, tmp_path / "run" / "work", processes=1)
+    cli.bench()
+    assert "| resunet | Dataset001_Small | float32 | no | 8 x cpu | 8 |" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "bench").iterdir()} == {"net.json", "net.md"}
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "message"),
+    [
+        ({}, 0, "batch_per_chip must be greater than 0, got 0"),
+        ({"shard_parameters": 3}, 1, "train.shard_parameters must be a divisor of the 8 devices"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(tmp_path, options, batch, message):
+    with pytest.raises(ValueError, match=message):
+        bench_nets([training("resunet", 8, **options)], tmp_path, batch_per_chip=batch)
 
 
 @pytest.mark.aot
@@ -58,9 +129,10 @@ def test_a_step_is_compiled_for_four_chips(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install libtpu")
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     done = subprocess.run(
-        [sys.executable, "-c", SMALL, str(tmp_path)],
-        env=environment,
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path)],
+        env=environment | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -68,8 +140,9 @@ def test_a_step_is_compiled_for_four_chips(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     small, huge = json.loads((tmp_path / "net.json").read_text())
     assert small["fits"]
-    assert small["batch"] == 4
+    assert small["batch"] == 8
     assert small["memory_gib"] < 1
     assert small["tflops"] > 0
+    assert small["milliseconds"] is None
     assert not huge["fits"]
     assert huge["memory_gib"] > 15.75

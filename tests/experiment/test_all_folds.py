@@ -65,9 +65,9 @@ def test_finished_folds_are_kept_and_leave_the_device_free(finished_folds, tmp_p
     shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("fold_1"))
     shutil.rmtree(tmp_path / "run" / "scores")
     compiled, arrays = [], []
-    compile_train_step, train = loop.compile_train_step, experiment.train
+    compile_fitting, train = loop.compile_fitting, experiment.train
     monkeypatch.setattr(
-        loop, "compile_train_step", lambda *a, **o: compiled.append(1) or compile_train_step(*a, **o)
+        loop, "compile_fitting", lambda *a, **o: compiled.append(1) or compile_fitting(*a, **o)
     )
     name = "jaxmamba3d.experiment.experiment.train"
     monkeypatch.setattr(name, lambda *a: arrays.append(len(jax.live_arrays())) or train(*a))

@@ -11,10 +11,10 @@ from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
-from jaxmamba3d.training import ahead
+from jaxmamba3d.training import Task, ahead
 from jaxmamba3d.training.mesh import make_mesh, place_state, shard_batch
 from jaxmamba3d.training.optimizer import make_optimizer
-from jaxmamba3d.training.steps import init_state, make_train_step
+from jaxmamba3d.training.steps import init_state
 
 NET = NetConfig("resunet", 1, 3, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
 PLAN = AugmentationPlan((8, 8, 8), rotate_and_scale=False, vary_intensities=False)
@@ -29,26 +29,19 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def started(mesh):
-    """A state on the mesh, and its step, not compiled."""
+    """A state on the mesh, and its step, lowered."""
     net = build_net(NET, rngs=nnx.Rngs(0))
-    optimizer = make_optimizer(OptimConfig(schedule="constant"), TrainConfig())
-    labels = Labels({"background": (0,), "a": (1,), "b": (2,)})
-    step = make_train_step(
-        net, optimizer, labels=labels, batch_dice=False, augmentation=PLAN, seed=0, accumulate=2
-    )
-    return place_state(mesh, init_state(net, optimizer)), step
-
-
-def compiled_ahead(state, step, mesh):
+    train = TrainConfig(accumulate=2)
+    optimizer = make_optimizer(OptimConfig(schedule="constant"), train)
+    task = Task(BATCH, 1, Labels({"background": (0,), "a": (1,), "b": (2,)}), False, PLAN)
+    state = place_state(mesh, init_state(net, optimizer))
     with jax.set_mesh(mesh):
-        return ahead.compile_train_step(
-            step, state, mesh, batch_size=BATCH, patch_size=PLAN.initial_patch_size, in_channels=1
-        )
+        return state, ahead.lower_train_step(net, optimizer, train, task, state, mesh)
 
 
 @pytest.fixture(scope="module")
 def compiled(started, mesh):
-    return compiled_ahead(*started, mesh)
+    return ahead.compile_fitting(started[1], mesh)
 
 
 def test_its_memory_is_known(compiled, started):
@@ -82,14 +75,11 @@ def test_steps_compile_nothing_more(compiled, started, mesh):
     assert int(state.step) == 3
 
 
-class FakeStep:
-    """A step whose compilation ends as it is told."""
+class FakeLowered:
+    """A lowered step whose compilation ends as it is told."""
 
     def __init__(self, outcome):
         self.outcome = outcome
-
-    def lower(self, *_):
-        return self
 
     def compile(self):
         if isinstance(self.outcome, Exception):
@@ -103,22 +93,24 @@ ADVICE = "set net.remat, raise train.accumulate, or lower data.batch_size or dat
 @pytest.mark.parametrize(("limit", "memory"), [(None, "memory"), (16 * GIB, "16.0 GiB")])
 def test_what_the_compiler_cannot_fit_is_said_in_one_sentence(mesh, monkeypatch, limit, memory):
     monkeypatch.setattr(ahead, "memory_limit", lambda _: limit)
-    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 15G hbm.\nmore lines")
-    with pytest.raises(ValueError) as found:
-        compiled_ahead(None, FakeStep(error), mesh)
+    message = "RESOURCE_EXHAUSTED: Used 20G of 15G hbm.\nSize (19.50G) exceeds the limit"
+    error = jax.errors.JaxRuntimeError(message)
+    with pytest.raises(ahead.StepTooLarge) as found:
+        ahead.compile_fitting(FakeLowered(error), mesh)
     assert str(found.value) == (
         f"a training step must fit into the device's {memory}, got RESOURCE_EXHAUSTED: Used 20G of 15G hbm.; "
         + ADVICE
     )
+    assert found.value.needed == 19.5 * GIB
 
 
 def test_what_compiles_but_needs_more_than_there_is_is_refused(compiled, mesh, monkeypatch):
     needed = ahead.memory_needed(compiled)
     monkeypatch.setattr(ahead, "memory_limit", lambda _: needed)
-    assert compiled_ahead(None, FakeStep(compiled), mesh) is compiled
+    assert ahead.compile_fitting(FakeLowered(compiled), mesh) is compiled
     monkeypatch.setattr(ahead, "memory_limit", lambda _: needed - 1)
     with pytest.raises(ValueError, match=r"the device's 0\.0 GiB, got a need of .* GiB; set net\.remat"):
-        compiled_ahead(None, FakeStep(compiled), mesh)
+        ahead.compile_fitting(FakeLowered(compiled), mesh)
 
 
 def test_where_nothing_is_known_nothing_is_refused(compiled, mesh):
@@ -130,9 +122,9 @@ def test_where_nothing_is_known_nothing_is_refused(compiled, mesh):
 
     assert ahead.memory_limit(mesh) is None
     silent = Silent()
-    assert compiled_ahead(None, FakeStep(silent), mesh) is silent
+    assert ahead.compile_fitting(FakeLowered(silent), mesh) is silent
 
 
 def test_other_errors_stay_what_they_are(mesh):
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        compiled_ahead(None, FakeStep(jax.errors.JaxRuntimeError("INTERNAL: bug")), mesh)
+        ahead.compile_fitting(FakeLowered(jax.errors.JaxRuntimeError("INTERNAL: bug")), mesh)
