@@ -178,7 +178,7 @@ def _name_of(folder: Path) -> str:
 
 
 def _predictions_of(scores: Path) -> Path:
-    """Where `validate` and `evaluate` leave the segmentations that they score."""
+    """Where training and `evaluate` leave the segmentations that they score."""
     validation = (
         scores.parent / f"validation{scores.name.removeprefix(SCORES)}"
     )  # "_postprocessed" or nothing

@@ -1,4 +1,4 @@
-"""The phases of an experiment: prepare, train, predict, validate, report."""
+"""The phases of an experiment: prepare, train, predict, score, report."""
 
 from jaxmamba3d.experiment.all_folds import conclude
 from jaxmamba3d.experiment.experiment import run_experiment
@@ -7,17 +7,18 @@ from jaxmamba3d.experiment.preparation import prepare
 from jaxmamba3d.experiment.report import write_report
 from jaxmamba3d.experiment.summary import fold_summary, write_summary
 from jaxmamba3d.experiment.training import train
-from jaxmamba3d.experiment.validation import validate
+from jaxmamba3d.experiment.validation import predict_validation_cases, score_validation_cases
 
 __all__ = [
     "cases_to_predict",
     "conclude",
     "fold_summary",
     "predict",
+    "predict_validation_cases",
     "prepare",
     "run_experiment",
+    "score_validation_cases",
     "train",
-    "validate",
     "write_report",
     "write_summary",
 ]

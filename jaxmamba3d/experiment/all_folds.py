@@ -3,8 +3,8 @@
 import logging
 
 from jaxmamba3d.data import Workspace
-from jaxmamba3d.evaluation import SCORES, Evaluation, choose_postprocessing, evaluate_together
-from jaxmamba3d.experiment.validation import log_scores, validation_pairs
+from jaxmamba3d.evaluation import SCORES, Evaluation, evaluate_together
+from jaxmamba3d.experiment.validation import decide_on_postprocessing, log_scores, validation_pairs
 from jaxmamba3d.files import load_json, write_json
 from jaxmamba3d.run import POSTPROCESSING, Run
 
@@ -23,17 +23,15 @@ def conclude(run: Run, workspace: Workspace) -> Evaluation | None:
         where a single fold is all that there is.
     """
     validated = run.validated_folds()
-    if len(validated) == 1:
-        decision = load_json(run.fold_folder(validated[0]) / POSTPROCESSING, "a post-processing")
-    else:
-        pairs = [pair for fold in validated for pair in validation_pairs(run, workspace, fold)]
-        decision = choose_postprocessing(pairs, run.labels).to_json()
-    write_json(run.folder / POSTPROCESSING, decision)
     if len(validated) == 1 and run.config.data.fold != "all":
+        decision = load_json(run.fold_folder(validated[0]) / POSTPROCESSING, "a post-processing")
+        write_json(run.folder / POSTPROCESSING, decision)
         return None
     output = run.folder / SCORES
     scores = evaluate_together([run.fold_folder(fold) / SCORES for fold in validated], output)
     logger.info("folds %s together, %d cases:", ", ".join(map(str, validated)), len(scores.cases))
     log_scores(scores)
     logger.info("mean Dice %.3f over all folds; scores are in %s", scores.mean["dice"], output)
+    pairs = [pair for fold in validated for pair in validation_pairs(run, workspace, fold)]
+    decide_on_postprocessing(pairs, run.labels, run.folder, scores.protocol)
     return scores

@@ -10,9 +10,9 @@ from jaxmamba3d.evaluation import Evaluation
 from jaxmamba3d.experiment.all_folds import conclude
 from jaxmamba3d.experiment.preparation import prepare
 from jaxmamba3d.experiment.training import train
-from jaxmamba3d.experiment.validation import validate
+from jaxmamba3d.experiment.validation import predict_validation_cases, score_validation_cases
 from jaxmamba3d.run import open_run, start_run
-from jaxmamba3d.training import first_process_first, is_first_process
+from jaxmamba3d.training import first_process_first, is_first_process, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 def run_experiment(config: ExperimentConfig) -> Evaluation | None:
     """Prepares the data, trains a fold or all of them, and scores their validation cases.
 
-    Prepared data, finished epochs and predictions of an earlier call are kept. Several processes train all
-    folds first, because the others are done while the first one predicts.
+    Prepared data, finished epochs and predictions of an earlier call are kept. Several processes train and
+    predict together; when all folds are done, the first one scores them alone.
 
     Args:
         config: the experiment.
@@ -43,13 +43,15 @@ def run_experiment(config: ExperimentConfig) -> Evaluation | None:
         if len(folds) > 1:
             logger.info("fold %d, of 0 to %d", fold, folds[-1])
         train(run, workspace, fold)
+        predict_validation_cases(run, workspace, fold)
         if jax.process_count() == 1:
-            scores[fold] = validate(run, workspace, fold)
+            scores[fold] = score_validation_cases(run, workspace, fold)
         gc.collect()  # arrays that only a cycle still holds would stay on the device
+    wait_for_all_processes()
     if not is_first_process():
         return None
     for fold in folds:
         if fold not in scores:
-            scores[fold] = validate(run, workspace, fold)
+            scores[fold] = score_validation_cases(run, workspace, fold)
     together = conclude(run, workspace)
     return together if config.data.fold == "all" else scores[config.data.fold]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from flax import nnx
 
 from jaxmamba3d.checks import check_choice, check_that
@@ -85,6 +86,7 @@ def predict(
         run.net.num_classes,
         mirror_axes=mirror_axes,
         window_batch=config.predict.window_batch,
+        devices=jax.local_devices(),
     )
     steps = postprocessing.steps if postprocessing else ()
     if steps:

@@ -26,28 +26,32 @@ from jaxmamba3d.run import POSTPROCESSING, Run
 
 logger = logging.getLogger(__name__)
 
+VALIDATION = "validation"
 OVERLAY_CASES = 6
 
 
-def validate(run: Run, workspace: Workspace, fold: int) -> Evaluation:
-    """Predicts a fold's validation cases, scores them, draws overlays and decides on post-processing.
+def predict_validation_cases(run: Run, workspace: Workspace, fold: int) -> None:
+    """Predicts a fold's validation cases, of which several processes predict a share each."""
+    cases = _validation_cases(workspace, fold)
+    predict(run, cases, run.fold_folder(fold) / VALIDATION, folds=[fold])
+
+
+def score_validation_cases(run: Run, workspace: Workspace, fold: int) -> Evaluation:
+    """Scores a fold's predicted validation cases, draws overlays and decides on post-processing.
 
     Ends with the fold's summary.json. The scores are those of the predictions as they are; those of the post-
     processed ones lie beside them.
     """
     folder = run.fold_folder(fold)
     cases = _validation_cases(workspace, fold)
-    predict(run, cases, folder / "validation", folds=[fold])
     protocol = dataset_protocol(run.labels)
     pairs = validation_pairs(run, workspace, fold)
     scores = evaluate_pairs(pairs, folder / SCORES, protocol=protocol)
-    overlays = [
-        _overlay(case, folder / "validation", protocol.ignore_label) for case in cases[:OVERLAY_CASES]
-    ]
+    overlays = [_overlay(case, folder / VALIDATION, protocol.ignore_label) for case in cases[:OVERLAY_CASES]]
     overlay_figure(overlays, folder / "overlays.png", class_names=run.labels.names)
     log_scores(scores)
     logger.info("mean Dice %.3f; scores, curves and overlays are in %s", scores.mean["dice"], folder)
-    _decide_on_postprocessing(pairs, run.labels, folder, protocol)
+    decide_on_postprocessing(pairs, run.labels, folder, protocol)
     write_summary(run, fold)
     return scores
 
@@ -61,18 +65,21 @@ def log_scores(scores: Evaluation) -> None:
 
 def validation_pairs(run: Run, workspace: Workspace, fold: int) -> list[Pair]:
     """Prediction and truth of each of a fold's validation cases."""
-    folder = run.fold_folder(fold) / "validation"
+    folder = run.fold_folder(fold) / VALIDATION
     return [
         Pair(case.name, _prediction_file(folder, case), case.label)
         for case in _validation_cases(workspace, fold)
     ]
 
 
-def _decide_on_postprocessing(pairs: list[Pair], labels: Labels, folder: Path, protocol: Protocol) -> None:
-    """For the fold of a folder, whose post-processed predictions are scored."""
+def decide_on_postprocessing(pairs: list[Pair], labels: Labels, folder: Path, protocol: Protocol) -> None:
+    """Writes the decision on validation cases to the folder of a fold or a run.
+
+    Where it changes anything, post-processed predictions and their scores are put beside it.
+    """
     decision = choose_postprocessing(pairs, labels)
     write_json(folder / POSTPROCESSING, decision.to_json())
-    processed, scores = folder / "validation_postprocessed", folder / f"{SCORES}_postprocessed"
+    processed, scores = folder / f"{VALIDATION}_postprocessed", folder / f"{SCORES}_postprocessed"
     for outdated in (processed, scores):
         shutil.rmtree(outdated, ignore_errors=True)
     if decision.steps:

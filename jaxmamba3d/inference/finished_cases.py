@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jaxmamba3d.data import Case
-from jaxmamba3d.files import identify, write_json
+from jaxmamba3d.files import FileIdentities, identify, write_json
 
-RECORD = "finished_cases.json"
+RECORD = "finished_cases"
 
 
 def digest_of(variables: Any, settings: dict[str, Any]) -> str:
@@ -37,28 +37,34 @@ class FinishedCases:
         folder: of the outputs.
         digest: see `digest_of`; a record of another one counts for nothing.
         endings: of the files of each case.
+        writer: number of the process that asks; each keeps a record of its own, and reads all.
     """
 
-    def __init__(self, folder: Path, digest: str, endings: Sequence[str]):
+    def __init__(self, folder: Path, digest: str, endings: Sequence[str], writer: int = 0):
         self.folder, self.digest, self.endings = folder, digest, endings
-        self.images: dict[str, list] = {}
-        try:
-            record = json.loads((folder / RECORD).read_text())
-            if record["digest"] == digest:
-                self.images = dict(record["images"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # no record, or none of ours: nothing is finished
+        self._path = folder / (f"{RECORD}_{writer}.json" if writer else f"{RECORD}.json")
+        self._own = self._read(self._path)
+        self._all = dict(self._own)
+        for path in sorted(folder.glob(f"{RECORD}*.json")):
+            self._all |= self._read(path)
 
     def remaining(self, cases: Sequence[Case]) -> list[Case]:
         """The cases that lack an output, or whose images changed since."""
         return [
             case
             for case in cases
-            if self.images.get(case.name) != identify(case.images)
+            if self._all.get(case.name) != identify(case.images)
             or not all((self.folder / f"{case.name}{ending}").is_file() for ending in self.endings)
         ]
 
     def add(self, case: Case) -> None:
         """Notes that a case's output is whole."""
-        self.images[case.name] = identify(case.images)
-        write_json(self.folder / RECORD, {"digest": self.digest, "images": self.images})
+        self._own[case.name] = identify(case.images)
+        write_json(self._path, {"digest": self.digest, "images": self._own})
+
+    def _read(self, path: Path) -> dict[str, FileIdentities]:
+        try:
+            record = json.loads(path.read_text())
+            return dict(record["images"]) if record["digest"] == self.digest else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}  # no record, or none of ours: nothing is finished

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
@@ -35,12 +36,13 @@ def make_net_predictor(
     *,
     mirror_axes: Sequence[int] = (0, 1, 2),
     window_batch: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> WindowPredictor:
     """A window predictor of a net; its variables are the net's `nnx.state(net, nnx.Param)`.
 
     Args:
         net: [B, X, Y, Z, C] -> logits, or a tuple of them with the highest resolution first.
-        patch_size, num_classes, mirror_axes, window_batch: see `make_window_predictor`.
+        patch_size, num_classes, mirror_axes, window_batch, devices: see `make_window_predictor`.
     """
     graphdef = nnx.graphdef(net)
 
@@ -49,7 +51,12 @@ def make_net_predictor(
         return logits[0] if isinstance(logits, tuple) else logits
 
     return make_window_predictor(
-        full_resolution, patch_size, num_classes, mirror_axes=mirror_axes, window_batch=window_batch
+        full_resolution,
+        patch_size,
+        num_classes,
+        mirror_axes=mirror_axes,
+        window_batch=window_batch,
+        devices=devices,
     )
 
 
@@ -70,8 +77,8 @@ def predict_cases(
     """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
 
     While the device predicts a case, the next one is read and the planes that are finished are exported, so
-    that no more than a window's depth of logits is in memory. Cases that an earlier call with the same
-    weights, plans and settings finished are not predicted again.
+    that no more than a window's depth of logits is in memory. Several processes share out the cases. Those
+    that an earlier call with the same weights, plans and settings finished are not predicted again.
 
     Args:
         predictor: see `make_net_predictor`.
@@ -101,7 +108,9 @@ def predict_cases(
         **(settings or {}),
     }
     endings = [SEGMENTATION, PROBABILITIES] if probabilities else [SEGMENTATION]
-    finished = FinishedCases(output, digest_of(folds, made_with), endings)
+    process = jax.process_index()
+    cases = cases[process :: jax.process_count()]
+    finished = FinishedCases(output, digest_of(folds, made_with), endings, writer=process)
     remaining = finished.remaining(cases)
     if len(remaining) < len(cases):
         logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)
@@ -120,6 +129,7 @@ def predict_cases(
         write_segmentation(output / f"{case.name}{SEGMENTATION}", segmentation, geometry)
         finished.add(case)
 
+    folds = [predictor.place(variables) for variables in folds]
     with ThreadPoolExecutor(1) as reader, Backlog(EXPORT_BACKLOG) as exporter:
         prepared = ahead(reader, prepare, remaining)
         bar = tqdm(zip(remaining, prepared, strict=True), "predict", len(remaining), unit="case")

@@ -5,6 +5,7 @@ float32 here, where nnU-Net's are float16.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
 from jaxmamba3d.checks import check_positive, check_shape, check_that
 from jaxmamba3d.data.patches import cut
 from jaxmamba3d.inference.rolling_sums import RollingSums
+from jaxmamba3d.ops.backend import DATA_AXIS
 
 Triple = tuple[int, int, int]
 Net = Callable[[Any, jax.Array], jax.Array]
@@ -34,14 +38,16 @@ class WindowPredictor:
         patch_size: window size [X, Y, Z] in voxels.
         num_classes: classes K of the logits, background included.
         window_batch: windows B a call.
-        weighted_logits: (variables, windows [B, X, Y, Z, C]) -> mirrored-mean logits times
+        place: variables -> the same on every device that takes part; nothing is copied that is there already.
+        weighted_logits: (placed variables, windows [B, X, Y, Z, C]) -> mirrored-mean logits times
             `gaussian_weights`, [B, X, Y, Z, K] float32.
     """
 
     patch_size: Triple
     num_classes: int
     window_batch: int
-    weighted_logits: Callable[[Any, jax.Array], jax.Array]
+    place: Callable[[Any], Any]
+    weighted_logits: Callable[[Any, np.ndarray], jax.Array]
 
 
 def make_window_predictor(
@@ -51,11 +57,12 @@ def make_window_predictor(
     *,
     mirror_axes: Sequence[int] = (0, 1, 2),
     window_batch: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> WindowPredictor:
     """Compiles a net, on first use, into the one program that serves every volume and every set of weights.
 
     Make one predictor and keep it: volumes of any size, and folds whose variables have the same shapes,
-    then share its compiled program. Mirrored copies run one after the other on the device, so they cost time
+    then share its compiled program. Mirrored copies run one after the other on a device, so they cost time
     but no memory.
 
     Args:
@@ -63,7 +70,9 @@ def make_window_predictor(
         patch_size: window size [X, Y, Z] in voxels.
         num_classes: classes K of the logits, background included.
         mirror_axes: axes out of 0, 1, 2; logits are averaged over all combinations of them, () for none.
-        window_batch: windows B predicted at once.
+        window_batch: windows that a device predicts at once.
+        devices: of this process, which share out the mirrored copies of windows, or, where these do not
+            divide by the devices, the windows; None: JAX's first one.
 
     Raises:
         ValueError: an argument is out of range; at the first call, the net's logits have the wrong shape.
@@ -77,19 +86,41 @@ def make_window_predictor(
     mirrorings = np.array(list(itertools.product((False, True), repeat=len(mirror_axes))), bool)
     # The mean over the copies is part of the weights.
     weights = gaussian_weights(patch_size)[..., None] / len(mirrorings)
+    devices = devices or jax.local_devices()[:1]
+    mesh = jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
+    everywhere, shared_out = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (DATA_AXIS,)))
+    # The last call of a volume may lack windows, but never copies.
+    by_copy = len(mirrorings) % len(devices) == 0
+    at_once = len(devices) if by_copy else 1
+    mirrorings = mirrorings.reshape(len(mirrorings) // at_once, at_once, len(mirror_axes))
+    by_window = everywhere if by_copy else shared_out
 
-    @jax.jit
+    @functools.partial(jax.jit, in_shardings=(everywhere, by_window), out_shardings=by_window)
     def weighted_logits(variables, windows):
-        def add_copy(total, mirrored):
-            logits = net(variables, _flip(windows, mirror_axes, mirrored))
-            check_shape("the net's logits", logits, "[B, X, Y, Z, K]", total.shape)
-            return total + _flip(logits.astype(jnp.float32), mirror_axes, mirrored), None
+        def add_copies(total, mirrored):
+            copies = jax.vmap(_flip, (None, None, 0))(windows, mirror_axes, mirrored)
+            copies = lax.with_sharding_constraint(copies.reshape(-1, *windows.shape[1:]), shared_out)
+            logits = net(variables, copies)
+            shape = (len(copies), *windows.shape[1:4], num_classes)
+            check_shape("the net's logits", logits, "[B, X, Y, Z, K]", shape)
+            logits = logits.astype(jnp.float32).reshape(len(mirrored), *total.shape)
+            return total + jnp.sum(jax.vmap(_flip, (0, None, 0))(logits, mirror_axes, mirrored), 0), None
 
         # A scan over traced flags holds the net once: compile time and memory do not grow eightfold.
         nothing = jnp.zeros((*windows.shape[:4], num_classes), jnp.float32)
-        return jax.lax.scan(add_copy, nothing, mirrorings)[0] * weights
+        return lax.scan(add_copies, nothing, mirrorings)[0] * weights
 
-    return WindowPredictor(patch_size, num_classes, window_batch, weighted_logits)
+    def on_the_mesh(variables, windows):
+        with jax.set_mesh(mesh):
+            return weighted_logits(variables, windows)
+
+    return WindowPredictor(
+        patch_size,
+        num_classes,
+        window_batch if by_copy else window_batch * len(devices),
+        place=functools.partial(jax.device_put, device=everywhere),
+        weighted_logits=on_the_mesh,
+    )
 
 
 def predict_volume(
@@ -106,7 +137,8 @@ def predict_volume(
 
     Args:
         predictor: see `make_window_predictor`.
-        variables: the net's weights, as `net` takes them; put them on the device once, not for each volume.
+        variables: the net's weights, as `net` takes them; `predictor.place` puts them on the devices once,
+            not for each volume.
         image: preprocessed volume [X, Y, Z, C] of any size; smaller than a window, it is padded with 0.
         tile_step: distance of neighbouring windows as a share of the window, in (0, 1].
         progress: show a progress bar.
@@ -135,9 +167,9 @@ def predict_planes(
 ) -> Iterator[np.ndarray]:
     """The mean over folds of `predict_volume`, plane by plane along X, each as soon as it is complete.
 
-    Windows advance along X; the sums over the planes that one of them covers are all that the host holds,
-    and the device one batch of windows, however large the volume is. The next batch is computed while the
-    last is added.
+    Windows advance along X; the sums over the planes that a batch of them covers are all that the host holds,
+    and each device its windows of one batch, however large the volume is. The next batch is computed while
+    the last is added.
 
     Args:
         folds: variables of one net or several.
@@ -149,6 +181,7 @@ def predict_planes(
     check_shape("image", image, "[X, Y, Z, C]", (None,) * 4)
     patch_size, window_batch = predictor.patch_size, predictor.window_batch
     padding = _padding(image.shape[:3], patch_size)
+    folds = [predictor.place(variables) for variables in folds]
     padded = [before + size + after for (before, after), size in zip(padding, image.shape[:3], strict=True)]
     corners = list(itertools.product(*window_positions(padded, patch_size, tile_step)))
     batches = [corners[i : i + window_batch] for i in range(0, len(corners), window_batch)]

@@ -4,7 +4,12 @@ from jaxmamba3d.training.checkpoint import SETTINGS, Checkpoints, has_checkpoint
 from jaxmamba3d.training.loop import train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
-from jaxmamba3d.training.processes import first_process_first, is_first_process, join_processes
+from jaxmamba3d.training.processes import (
+    first_process_first,
+    is_first_process,
+    join_processes,
+    wait_for_all_processes,
+)
 from jaxmamba3d.training.task import Task
 
 __all__ = [
@@ -22,4 +27,5 @@ __all__ = [
     "save_params",
     "train_fold",
     "use_all_cores",
+    "wait_for_all_processes",
 ]

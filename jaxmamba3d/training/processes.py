@@ -1,14 +1,18 @@
 """Several processes that train together: each with its own devices, one program over all of them."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 ONE_WEEK = 7 * 24 * 3600
+
+_waits = itertools.count()
 
 
 def join_processes() -> None:
@@ -23,7 +27,7 @@ def join_processes() -> None:
     variables = (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     try:
         told = {argument: int(os.environ[name]) for argument, name in variables if name in os.environ}
-        # Processes that are done wait for the first one, which still predicts and scores.
+        # Processes that are done wait for the first one, which still scores.
         jax.distributed.initialize(**told, shutdown_timeout_seconds=ONE_WEEK)
     except ValueError as error:
         raise ValueError(
@@ -60,5 +64,14 @@ def first_process_first() -> Iterator[None]:
         yield
 
 
+def wait_for_all_processes() -> None:
+    """Returns as soon as every process is here, however long that takes.
+
+    The devices' own collectives would give up: after half a minute on CPUs.
+    """
+    multihost.get_barrier_sync_fn()(key=f"all processes {next(_waits)}", timeout_ms=ONE_WEEK * 1000)
+
+
 def _tell_others(well: bool) -> bool:
+    wait_for_all_processes()
     return bool(multihost_utils.broadcast_one_to_all(np.array(well)))

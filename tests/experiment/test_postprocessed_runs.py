@@ -49,7 +49,8 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
     run, workspace = copied
     folder = run.fold_folder(0)
     pretend(stray=1)
-    before = experiment.validate(run, workspace, 0)
+    experiment.predict_validation_cases(run, workspace, 0)
+    before = experiment.score_validation_cases(run, workspace, 0)
     assert experiment.conclude(run, workspace) is None
     (case,) = before.cases
     decision = json.loads((folder / "postprocessing.json").read_text())
@@ -64,7 +65,8 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
     assert before.structures["left"]["dice"].mean < after["structures"]["left"]["dice"]["mean"] == 1
     # What no longer helps leaves nothing behind.
     pretend(stray=0)
-    experiment.validate(run, workspace, 0)
+    experiment.predict_validation_cases(run, workspace, 0)
+    experiment.score_validation_cases(run, workspace, 0)
     experiment.conclude(run, workspace)
     assert run.postprocessing().steps == ()
     assert not (folder / "validation_postprocessed").exists()
@@ -74,10 +76,12 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
 def test_a_run_decides_on_all_folds(copied, pretend):
     run, workspace = copied
     pretend(stray=1)
-    experiment.validate(run, workspace, 0)
+    experiment.predict_validation_cases(run, workspace, 0)
+    experiment.score_validation_cases(run, workspace, 0)
     shutil.copytree(run.fold_folder(0) / "checkpoints", run.fold_folder(1) / "checkpoints")
     pretend(stray=2)
-    experiment.validate(run, workspace, 1)
+    experiment.predict_validation_cases(run, workspace, 1)
+    experiment.score_validation_cases(run, workspace, 1)
     scores = experiment.conclude(run, workspace)
     assert len(scores.cases) == 2
     assert read_evaluation(run.folder / "scores") == scores
@@ -90,6 +94,13 @@ def test_a_run_decides_on_all_folds(copied, pretend):
     removed = {trial.structure: trial.removed_voxels for trial in together.trials if trial.kept}
     assert removed
     assert sum(removed.values()) >= 2
+    after = read_evaluation(run.folder / "scores_postprocessed")
+    assert after.cases == scores.cases
+    assert after.mean["dice"] > scores.mean["dice"]
+    clean = {path.name for path in (run.folder / "validation_postprocessed").glob("*.nii.gz")}
+    assert clean == {f"{case}.nii.gz" for case in scores.cases}
+    page = experiment.write_report(run).read_text()
+    assert page.count("Scores without and with it") == 3  # the run's and each fold's
 
 
 def test_predictions_are_given_what_the_run_decided(finished, dataset, tmp_path):

@@ -8,6 +8,7 @@ import itertools
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,11 +85,17 @@ def test_gaussian_weights_are_nnunets(patch):
 
 
 @pytest.mark.parametrize("mirror_axes", [(), (1,), (2, 0), (0, 1, 2)])
-@pytest.mark.parametrize("window_batch", [1, 4])
-def test_volume_is_the_weighted_mean_of_mirrored_windows(mirror_axes, window_batch):
+@pytest.mark.parametrize(("window_batch", "devices"), [(1, 1), (4, 1), (1, 4), (2, 8)])
+def test_volume_is_the_weighted_mean_of_mirrored_windows(mirror_axes, window_batch, devices):
+    """However many devices share out copies or windows."""
     image = random_image(9, 7, 11, 2)
     predictor = make_window_predictor(
-        positional_net, PATCH, CLASSES, mirror_axes=mirror_axes, window_batch=window_batch
+        positional_net,
+        PATCH,
+        CLASSES,
+        mirror_axes=mirror_axes,
+        window_batch=window_batch,
+        devices=jax.devices()[:devices],
     )
     logits = predict_volume(predictor, VARIABLES, image)
     assert logits.dtype == np.float32
@@ -140,6 +147,22 @@ def test_one_program_for_all_volumes_and_weights():
     other = predict_volume(predictor, fold, random_image(9, 7, 11, 1))
     assert traces == [(3, *PATCH, 1)]
     assert_close(other, first * 2, rounding("float32", 8))
+
+
+@pytest.mark.parametrize(("mirror_axes", "windows"), [((), 12), ((0,), 12), ((0, 1), 3), ((0, 1, 2), 3)])
+def test_devices_share_the_work_out(mirror_axes, windows):
+    """Copies, where they divide by the devices, else windows: each device has three."""
+    devices = jax.devices()[2:6]
+    predictor = make_window_predictor(
+        positional_net, PATCH, CLASSES, mirror_axes=mirror_axes, window_batch=3, devices=devices
+    )
+    assert predictor.window_batch == windows
+    placed = predictor.place(VARIABLES)
+    assert all(leaf.devices() == set(devices) for leaf in jax.tree.leaves(placed))
+    crops = random_image(windows, *PATCH, 1)
+    compiled = predictor.weighted_logits(placed, crops)
+    assert compiled.devices() == set(devices)
+    assert compiled.shape == (windows, *PATCH, CLASSES)
 
 
 def test_progress_counts_windows(capsys):

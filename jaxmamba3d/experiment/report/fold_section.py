@@ -3,6 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 
 from jaxmamba3d.evaluation import (
     SCORES,
@@ -98,6 +99,26 @@ def postprocessing_part(decision: Postprocessing) -> str:
     return page.paragraph(f"Decided on {counted(decision.cases, 'case')}: it {chosen}.") + page.table(found)
 
 
+def scores_without_and_with(folder: Path, model: ScoredModel) -> list[str]:
+    """What post-processing does to the scores of a fold or a run; nothing where it changes nothing.
+
+    Args:
+        folder: of the fold or the run.
+        model: its name and protocol.
+    """
+    processed = folder / f"{SCORES}_postprocessed"
+    if not (processed / SUMMARY).is_file():
+        return []
+    both = read_model(model.name, [folder / SCORES, processed])
+    models = dict(zip(("as predicted", "post-processed"), both.folds, strict=True))
+    metrics = quoted_metrics(model.protocol).items()
+    columns = {
+        Column(title, state): (found, metric)
+        for (state, found), (metric, title) in itertools.product(models.items(), metrics)
+    }
+    return [page.heading("Scores without and with it"), page.table(structures_table(columns))]
+
+
 def _state(run: Run, fold: int, epochs: Epochs | None, model: ScoredModel | None) -> tuple[str, str]:
     """A badge, and a sentence on what is not there yet; none where nothing is missing."""
     if epochs is None:
@@ -183,17 +204,7 @@ def _scores(run: Run, fold: int, model: ScoredModel) -> list[str]:
     if path.is_file():
         decision = Postprocessing.from_json(load_json(path, "a post-processing"))
         parts += [page.heading("Post-processing, decided on this fold"), postprocessing_part(decision)]
-    processed = run.fold_folder(fold) / f"{SCORES}_postprocessed"
-    if (processed / SUMMARY).is_file():
-        both = read_model(model.name, [run.fold_folder(fold) / SCORES, processed])
-        models = dict(zip(("as predicted", "post-processed"), both.folds, strict=True))
-        metrics = quoted_metrics(model.protocol).items()
-        columns = {
-            Column(title, state): (found, metric)
-            for (state, found), (metric, title) in itertools.product(models.items(), metrics)
-        }
-        parts += [page.heading("Scores without and with it"), page.table(structures_table(columns))]
-    return parts
+    return parts + scores_without_and_with(run.fold_folder(fold), model)
 
 
 def _picture(run: Run, fold: int, name: str) -> list[str]:

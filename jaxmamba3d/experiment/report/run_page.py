@@ -19,7 +19,12 @@ from jaxmamba3d.evaluation import (
 )
 from jaxmamba3d.experiment.epochs import Epochs, read_epochs
 from jaxmamba3d.experiment.report import page
-from jaxmamba3d.experiment.report.fold_section import fold_section, postprocessing_part, scores_of_folds
+from jaxmamba3d.experiment.report.fold_section import (
+    fold_section,
+    postprocessing_part,
+    scores_of_folds,
+    scores_without_and_with,
+)
 from jaxmamba3d.files import check_writable, replacing
 from jaxmamba3d.run import Run
 from jaxmamba3d.wording import counted, duration, enumerated, number, sizes
@@ -154,6 +159,7 @@ def _scores(run: Run, model: ScoredModel | None, models: Mapping[int, ScoredMode
     if len(models) > 1 and (decision := run.postprocessing()):
         parts.append(page.heading("Post-processing that predictions are given"))
         parts.append(postprocessing_part(decision))
+        parts += scores_without_and_with(run.folder, model)
     return parts
 
 
