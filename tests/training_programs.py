@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,13 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
         return self.process.wait(), self.output()
+
+
+def wait_for(condition, program):
+    """Until a condition holds, asked without pause; fails if the process ends before."""
+    while not condition():
+        assert program.process.poll() is None, program.output()
+        time.sleep(0.0005)
 
 
 def epochs_of(run: Path, fold: int = 0) -> list[dict[str, str]]:

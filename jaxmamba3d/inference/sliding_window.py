@@ -112,7 +112,7 @@ def make_window_predictor(
 
     def on_the_mesh(variables, windows):
         with jax.set_mesh(mesh):
-            return weighted_logits(variables, windows)
+            return weighted_logits(variables, jax.device_put(windows, by_window))
 
     return WindowPredictor(
         patch_size,

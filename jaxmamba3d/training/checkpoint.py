@@ -149,7 +149,7 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
     steps = folder.absolute() / which
     if not has_checkpoint(folder, which):
         raise FileNotFoundError(f"{steps}: no finished checkpoint here; train this fold first")
-    # This process alone, for of several the first one predicts while the others are done.
+    # Of several processes each reads by itself, so that none waits for another.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )

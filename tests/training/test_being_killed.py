@@ -2,13 +2,12 @@
 
 import random
 import signal
-import time
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from small_datasets import write_nnunet
-from training_programs import Program, epochs_of, write_config
+from training_programs import Program, epochs_of, wait_for, write_config
 
 from jaxmamba3d.cli import TRY_AGAIN
 
@@ -58,13 +57,6 @@ def unbroken(folder):
 
 def begin(folder, name):
     return write_config(folder / name, folder / "Dataset001_Small", **TRAINING), folder / name / "run"
-
-
-def wait_for(condition, program):
-    """Until a condition holds, asked without pause; fails if the process ends before."""
-    while not condition():
-        assert program.process.poll() is None, program.output()
-        time.sleep(0.0005)
 
 
 def assert_same(run, unbroken):

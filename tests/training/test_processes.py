@@ -1,14 +1,16 @@
 """Several processes train as one: really started, with `jax.distributed`, by the training program."""
 
+import signal
 import socket
 from pathlib import Path
 
 import numpy as np
 from small_datasets import write_nnunet
 from small_runs import params_of
-from training_programs import Program, epochs_of, write_config
+from training_programs import Program, epochs_of, wait_for, write_config
 
-from jaxmamba3d.files import write_json
+from jaxmamba3d.cli import TRY_AGAIN
+from jaxmamba3d.files import load_json, write_json
 from jaxmamba3d.run import open_run
 
 DEVICES = 8
@@ -17,13 +19,13 @@ NAMES = [f"case_{number}" for number in range(5)]
 SPLITS = [{"train": NAMES[2:], "val": NAMES[:1]}, {"train": NAMES[:2], "val": NAMES[2:]}]
 
 
-def run_together(config, count, *arguments):
-    """Exit code and output of each of so many processes."""
+def start_together(config, count, *arguments):
+    """So many processes of the training program."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
-    programs = [
+    return [
         Program(
             config,
             "--train.distributed",
@@ -33,7 +35,6 @@ def run_together(config, count, *arguments):
         )
         for number in range(count)
     ]
-    return [program.finish() for program in programs]
 
 
 def files_of(run):
@@ -44,12 +45,20 @@ def files_of(run):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """On all folds, of which there are two."""
+    """On all folds, of which there are two; SIGTERM to one of the processes stops both for a while."""
     dataset = write_nnunet(tmp_path / "Dataset001_Small", channels=2)
     together, alone = tmp_path / "together", tmp_path / "alone"
     write_json(tmp_path / "splits.json", SPLITS)
     folds = ("--data.splits", str(tmp_path / "splits.json"), "--data.fold", "all")
-    for code, output in run_together(write_config(together, dataset, **TRAINING), 2, *folds):
+    config = write_config(together, dataset, **TRAINING)
+    programs = start_together(config, 2, *folds)
+    wait_for((together / "run" / "fold_0" / "metrics.csv").is_file, programs[0])
+    programs[1].process.send_signal(signal.SIGTERM)
+    for code, output in [program.finish() for program in programs]:
+        assert code == TRY_AGAIN, output
+        assert "stopped by SIGTERM after" in output
+    assert not (together / "run" / "scores").exists()
+    for code, output in [program.finish() for program in start_together(config, 2, *folds)]:
         assert code == 0, output
     code, output = Program(write_config(alone, dataset, **TRAINING), *folds, devices=DEVICES).finish()
     assert code == 0, output
@@ -63,6 +72,12 @@ def test_two_processes_train_as_one(tmp_path):
     runs = [open_run(folder / "run") for folder in (together, alone)]
     for one, other in zip(*map(params_of, runs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-    # One process writes.
-    assert files_of(together / "run") == files_of(alone / "run")
+    # One process writes, but for the predictions, of which each notes its own: fold 1 has three cases.
+    (noted,) = files_of(together / "run") - files_of(alone / "run")
+    assert noted == Path("fold_1/validation/finished_cases_1.json")
+    assert files_of(together / "run") > files_of(alone / "run")
+    shares = [
+        load_json(path, "a record")["images"] for path in (together / "run" / noted.parent).glob("*.json")
+    ]
+    assert sorted(map(len, shares)) == [1, 2]
     assert Path("scores/summary.json") in files_of(together / "run")
