@@ -12,14 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tolerances import assert_close, rounding
 
 from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
-from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan
+from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan, unsupported_reason
 from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
 
-TESTED = sorted(set(IMPLEMENTATIONS) - {"reference", "pallas_mosaic_gpu"})
-"""pallas_mosaic_gpu supports other calls: test_pallas_mosaic_gpu.py has them."""
-XLA = [name for name in TESTED if name.startswith("xla")]
 OPTIONAL = ("D", "z", "delta_bias", "h0")
+
+needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="there is one device only")
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +45,15 @@ def random_arguments(batch, length, channels, state, dtype="float32", seed=0):
         "delta_bias": jnp.abs(normal(channels)) / 4,
         "h0": normal(batch, channels, state).astype(jnp.float32),
     }
+
+
+TESTED = [
+    name
+    for name in sorted(set(IMPLEMENTATIONS) - {"reference", "pallas_mosaic_gpu"})
+    if not unsupported_reason(name, **random_arguments(1, 2, 4, 3))
+]
+"""All that run here; pallas_mosaic_gpu supports other calls: test_pallas_mosaic_gpu.py has them."""
+XLA = [name for name in TESTED if name.startswith("xla")]
 
 
 def value_and_gradients(arguments, implementation, **options):
@@ -187,6 +195,7 @@ def test_kernels_run_once_for_parameters_of_each_mapped_call(implementation):
             assert_close(y[i, j], expected, rounding("float32", 9))
 
 
+@needs_two_devices
 @pytest.mark.parametrize("implementation", TESTED)
 @pytest.mark.parametrize("sharded_axis", ["batch", "channels"])
 def test_two_devices(implementation, sharded_axis):
@@ -207,6 +216,7 @@ def test_two_devices(implementation, sharded_axis):
     assert_like_reference(placed, implementation, rounding("float32", 300), delta_softplus=True)
 
 
+@needs_two_devices
 @pytest.mark.parametrize("implementation", TESTED)
 @pytest.mark.parametrize("mesh_is_set", [False, True])
 def test_a_sharded_batch_stays_where_it_is(implementation, mesh_is_set):
@@ -226,6 +236,7 @@ def test_a_sharded_batch_stays_where_it_is(implementation, mesh_is_set):
         assert collective not in text
 
 
+@needs_two_devices
 @pytest.mark.parametrize("implementation", [name for name in TESTED if "pallas" in name])
 @pytest.mark.parametrize("batch", [2, 3])
 def test_a_mesh_that_is_set(implementation, batch):
