@@ -44,7 +44,7 @@ class FinishedCases:
         self.folder, self.digest, self.endings = folder, digest, endings
         self._path = folder / (f"{RECORD}_{writer}.json" if writer else f"{RECORD}.json")
         self._own = self._read(self._path)
-        self._all = dict(self._own)
+        self._all: dict[str, FileIdentities] = {}
         for path in sorted(folder.glob(f"{RECORD}*.json")):
             self._all |= self._read(path)
 
