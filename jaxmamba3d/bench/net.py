@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxmamba3d.bench.timing import Timing, time_calls
 from jaxmamba3d.bench.trainings import Training
-from jaxmamba3d.checks import UnsupportedError
+from jaxmamba3d.checks import UnsupportedError, check_that
 from jaxmamba3d.files import write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
@@ -141,8 +141,9 @@ def bench_nets(
         steps: see `time_here`.
 
     Raises:
-        ValueError: see `compile_elsewhere` and `time_here`.
+        ValueError: fewer than no steps; or see `compile_elsewhere` and `time_here`.
     """
+    check_that(steps >= 0, "steps", "at least 0", steps)
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     for training in tqdm(trainings, desc="net", unit="step"):

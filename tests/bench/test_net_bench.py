@@ -121,6 +121,8 @@ def test_a_configs_step(tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_shared_out_is_refused(tmp_path, options, batch, message):
     with pytest.raises(ValueError, match=message):
         bench_nets([training("resunet", 8, **options)], tmp_path, batch_per_chip=batch)
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        bench_nets([], tmp_path, steps=-1)
 
 
 @pytest.mark.aot

@@ -160,9 +160,9 @@ def test_devices_share_the_work_out(mirror_axes, windows):
     placed = predictor.place(VARIABLES)
     assert all(leaf.devices() == set(devices) for leaf in jax.tree.leaves(placed))
     crops = random_image(windows, *PATCH, 1)
-    compiled = predictor.weighted_logits(placed, crops)
-    assert compiled.devices() == set(devices)
-    assert compiled.shape == (windows, *PATCH, CLASSES)
+    logits = predictor.weighted_logits(placed, crops)
+    assert logits.devices() == set(devices)
+    assert logits.shape == (windows, *PATCH, CLASSES)
 
 
 def test_progress_counts_windows(capsys):
