@@ -3,7 +3,10 @@
 Tests compile much and compute little: the lowest optimisation of machine code saves a third of their time.
 """
 
+import importlib.util
 import os
+
+import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
@@ -14,3 +17,25 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
             "--xla_backend_optimization_level=0",
         )
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nnunets_intensity_samples():
+    """How many intensities planning draws. In tests it draws few, for so many take seconds."""
+    if importlib.util.find_spec("nibabel") is None:  # the kernels are tested where only JAX is installed, too
+        yield None
+        return
+    from jaxmamba3d.data import fingerprint
+
+    number = fingerprint.INTENSITY_SAMPLES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "INTENSITY_SAMPLES", 6000)
+        yield number
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A part of the tests, in order, for each process: what a module sets up is then seldom made twice."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)

@@ -11,7 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CONFIG = """
 from dataclasses import replace
+from jaxmamba3d.data import fingerprint
 from small_runs import small_config
+
+fingerprint.INTENSITY_SAMPLES = 6000  # as conftest.py says
 
 def get_config():
     config = small_config({dataset!r}, {output!r}, **{train!r})

@@ -67,7 +67,7 @@ def bench_scan(
     repeats: int = 5,
     longest: int | None = None,
 ) -> list[Measurement]:
-    """Measures and writes scan.md, scan.json and scan.png.
+    """Measures, and writes scan.md, scan.json and scan.png after each scan.
 
     Args:
         shapes: the scans.
@@ -81,18 +81,17 @@ def bench_scan(
         a row for each implementation and peer, scan, dtype, direction and pass.
     """
     chosen = [shape for shape in shapes if longest is None or shape.length <= longest]
-    cases = list(itertools.product(chosen, dtypes, (False, True), (False, True)))
-    names = [*implementations, *peers()]
-    rows = []
-    with tqdm(total=len(cases) * len(names), desc="scan", unit="row") as bar:
-        for shape, dtype, reverse, backward in cases:
-            for row in _measure_case(shape, dtype, reverse, backward, implementations, repeats):
-                rows.append(row)
-                bar.update()
+    cases = list(itertools.product(dtypes, (False, True), (False, True)))
+    total = len(chosen) * len(cases) * len([*implementations, *peers()])
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "scan.json", {"device": _device(), "rows": [dataclasses.asdict(row) for row in rows]})
-    write_text(output / "scan.md", _markdown(rows))
-    _draw(rows, output / "scan.png")
+    rows: list[Measurement] = []
+    with tqdm(total=total, desc="scan", unit="row") as bar:
+        for shape in chosen:
+            for dtype, reverse, backward in cases:
+                for row in _measure_case(shape, dtype, reverse, backward, implementations, repeats):
+                    rows.append(row)
+                    bar.update()
+            _write(rows, output)
     return rows
 
 
@@ -164,6 +163,12 @@ def _numbers(shape: ScanShape, dtype: str, backward: bool, timing: Timing) -> di
         "tokens_per_second": shape.batch * shape.length / timing.median,
         "share_of_floor": floor and floor / timing.median,
     }
+
+
+def _write(rows: Sequence[Measurement], output: Path) -> None:
+    write_json(output / "scan.json", {"device": _device(), "rows": [dataclasses.asdict(row) for row in rows]})
+    write_text(output / "scan.md", _markdown(rows))
+    _draw(rows, output / "scan.png")
 
 
 def _device() -> str:

@@ -44,7 +44,8 @@ def test_plans_are_the_recorded_ones(name):
 @pytest.mark.parametrize(
     "name", ["ctiso", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ct", "mrmask"))]
 )
-def test_fingerprints_are_the_recorded_ones(name, tmp_path):
+def test_fingerprints_are_the_recorded_ones(name, tmp_path, nnunets_intensity_samples, monkeypatch):
+    monkeypatch.setattr("jaxmamba3d.data.fingerprint.INTENSITY_SAMPLES", nnunets_intensity_samples)
     raw = recorded(f"{name}/raw")
     cases = tuple(
         Case(

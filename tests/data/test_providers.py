@@ -123,8 +123,7 @@ class TestAcdc:
         with pytest.raises(FileNotFoundError, match=r"dataset\.json: missing; .* ACDC training/patient001/"):
             read_dataset(acdc)
 
-    def test_cases_in_no_fold_are_not_trained_on(self, acdc, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr("jaxmamba3d.data.fingerprint.INTENSITY_SAMPLES", 1000)
+    def test_cases_in_no_fold_are_not_trained_on(self, acdc, tmp_path, caplog):
         splits = [{"train": ["patient001_frame01", "patient001_frame12"], "val": ["patient090_frame04"]}]
         (tmp_path / "splits.json").write_text(json.dumps(splits))
         work = tmp_path / "work"

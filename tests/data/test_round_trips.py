@@ -7,13 +7,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jaxmamba3d.data import (
     export_segmentation,
-    fingerprint,
     plan_dataset,
     preprocess_case,
     read_dataset,
@@ -58,14 +56,6 @@ SPECS = st.builds(
     labels=st.integers(1, 3),
     ignore=st.booleans(),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_intensities():
-    """A planned dataset takes seconds otherwise, however small it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprint, "INTENSITY_SAMPLES", 3000)
-        yield
 
 
 def write_dataset(folder: Path, spec: Spec) -> Path:

@@ -10,16 +10,9 @@ import pytest
 from nnunet_golden import recorded
 from small_datasets import change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 
-from jaxmamba3d.data import fingerprint
 from jaxmamba3d.data.case_files import open_case, read_centres
 from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
-
-
-@pytest.fixture(autouse=True)
-def few_intensities(monkeypatch):
-    """A planned dataset takes seconds otherwise, however small it is."""
-    monkeypatch.setattr(fingerprint, "INTENSITY_SAMPLES", 6000)
 
 
 @pytest.fixture
