@@ -271,32 +271,29 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     A = for_each_sequence(inputs.A, batch)
     g_in, g_h0 = join_chunks(g_ends, spans[..., None], A, g_last, reverse=not options.reverse)
 
-    step, states = call.blocks.step, call.states
-    column = jax.ShapeDtypeStruct((batch, channels // TILE, padded, states), jnp.float32)
+    step, states, tiles = call.blocks.step, call.states, channels // TILE
     parameter = jax.ShapeDtypeStruct(spans.shape, jnp.float32)
 
     def like(x):
         return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-    def staged(x):
-        return None if x is None else plgpu.SMEM((step, TILE), x.dtype)
+    def column(x):
+        """Of each tile; where there are several, their sum is rounded, not they."""
+        return jax.ShapeDtypeStruct((batch, tiles, padded, states), x.dtype if tiles == 1 else jnp.float32)
 
     out = ScanArguments(
         u=like(inputs.u),
         delta=like(inputs.delta),
         A=like(h_in),
-        B=column,
-        C=column,
+        B=column(inputs.B),
+        C=column(inputs.C),
         D=None if inputs.D is None else parameter,
         z=like(inputs.z),
         delta_bias=None if inputs.delta_bias is None else parameter,
         h0=None,
     )
-    column_rows = plgpu.SMEM((step, states), jnp.float32)
-    absent = ScanArguments(*[None] * len(ScanArguments._fields))
-    rows = absent._replace(
-        u=staged(inputs.u), delta=staged(inputs.delta), B=column_rows, C=column_rows, z=staged(inputs.z)
-    )
+    rows = out._replace(A=None, D=None, delta_bias=None)
+    rows = jax.tree.map(lambda x: plgpu.SMEM((step, states if x.ndim == 4 else TILE), x.dtype), rows)
     swizzle = next(size for size in (128, 64, 32) if 4 * states % size == 0)
     kept = plgpu.SMEM(
         (call.steps, TILE, states),

@@ -8,11 +8,13 @@ before each chunk that the forward pass leaves.
 States lie channels last, [N, D], so that neighbouring threads read neighbouring channels; a program holds a
 tile of them in registers and walks the tokens of its block. Triton has no scratch memory that a program could
 index, so the gradient kernel writes one state of a chunk in `stride` to global memory, where it stays in the
-second-level cache, and recomputes those between in registers. A program reuses its part of that memory for
-one chunk after another: the memory does not grow with the sequence.
+second-level cache, and recomputes those between in registers. There it also sums the gradients of B and C
+over its tiles of channels. A program reuses its part of that memory for one chunk after another: the memory
+does not grow with the sequence.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,11 +121,25 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     tile.add_state(g_ref, _walk(call, 0, body, jnp.zeros_like(A), backward=True), False)
 
 
-def _gradient_kernel(call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, states_ref):
+class _GradientMemory(NamedTuple):
+    """A program's own memory in the gradient kernel.
+
+    Args:
+        states: one in `stride` of a chunk, [chunk / stride, N, tile].
+        B, C: their gradients of a chunk, summed over the tiles up to now, [chunk, N]; None for a single tile.
+    """
+
+    states: Any
+    B: Any
+    C: Any
+
+
+def _gradient_kernel(
+    call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, memory: _GradientMemory
+):
     """All gradients of a block, from the states before and the gradients after its chunks.
 
-    Those of the parameters are sums over the block, those of B and C over its channels. `states_ref` is the
-    program's memory for states, [chunk / stride, N, tile].
+    Those of the parameters are sums over the block, those of B and C over its channels.
     """
     blocks = call.blocks
     channel_offset = pl.program_id(2) * blocks.groups * blocks.gradient_tile
@@ -137,13 +153,17 @@ def _gradient_kernel(call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: Sc
     def chunk_and_group(i, _):
         k, group = lax.div(i, groups), lax.rem(i, groups)
         tile = Tile(call, blocks.gradient_tile, group * blocks.gradient_tile, channel_offset, token_offset)
-        _gradient_tile(tile, refs, h_in_ref, g_in_ref, out, states_ref, k, k > 0, group > 0)
+        order = k > 0, group > 0, group == groups - 1
+        _gradient_tile(tile, refs, h_in_ref, g_in_ref, out, memory, k, *order)
 
     lax.fori_loop(0, chunks * groups, chunk_and_group, None)
 
 
-def _gradient_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, states_ref, k, add_chunk, add_group):
-    """The gradients of chunk k of the block for one tile of channels."""
+def _gradient_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile):
+    """The gradients of chunk k of the block for one tile of channels.
+
+    `add_chunk`, `add_tile`: whether earlier chunks and tiles have begun the sums; `last_tile` ends them.
+    """
     call, blocks = tile.call, tile.call.blocks
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
     decay = decay_of(A)
@@ -151,13 +171,17 @@ def _gradient_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, states_ref, k, add
     strides = chunk // stride
 
     def position(s, j):
+        """In the chunk."""
         i = s * stride + j
-        return k * chunk + (chunk - 1 - i if call.options.reverse else i)
+        return chunk - 1 - i if call.options.reverse else i
+
+    def token_at(s, j):
+        return tile.token(refs, k * chunk + position(s, j), delta_bias)
 
     def store_states(s, h):
-        states_ref[s] = h
+        memory.states[s] = h
         for j in range(stride):
-            token = tile.token(refs, position(s, j), delta_bias)
+            token = token_at(s, j)
             h = advance(h, token, decay(token.delta))
         return h
 
@@ -167,12 +191,13 @@ def _gradient_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, states_ref, k, add
     def gradients(i, carry):
         g, sums = carry
         s = strides - 1 - i
-        states, tokens = [states_ref[s]], []
+        states, tokens = [memory.states[s]], []
         for j in range(stride):
-            tokens.append(tile.token(refs, position(s, j), delta_bias))
+            tokens.append(token_at(s, j))
             states.append(advance(states[-1], tokens[-1], decay(tokens[-1].delta)))
         for j in reversed(range(stride)):
-            t, token = position(s, j), tokens[j]
+            row, token = position(s, j), tokens[j]
+            t = k * chunk + row
             _, gate_vjp = jax.vjp(
                 skip_and_gate, readout(states[j + 1], token), token.u, D, tile.row(refs.z, t)
             )
@@ -183,8 +208,8 @@ def _gradient_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, states_ref, k, add
             tile.store_row(out.u, t, g_token.u if g_u is None else g_token.u + g_u)
             tile.store_row(out.delta, t, g_delta)
             tile.store_row(out.z, t, g_z)
-            tile.add_column(out.B, t, g_token.B, add_group)
-            tile.add_column(out.C, t, g_token.C, add_group)
+            for ref, kept_ref, part in ((out.B, memory.B, g_token.B), (out.C, memory.C, g_token.C)):
+                tile.store_column_sum(ref, t, part, kept_ref, row, add_tile, last_tile)
             sums = jax.tree.map(jnp.add, sums, (g_A, g_D, g_bias))
         return g, sums
 
@@ -225,6 +250,12 @@ def _input_blocks(call: Call, inputs: KernelInputs, tokens: int, channels: int) 
 def _state_block(call: Call, chunks: int | None, channels: int) -> pl.BlockSpec:
     """Of arrays [B, chunks, N, D]; `chunks` None: one chunk a program, and the block lacks that axis."""
     return pl.BlockSpec((None, chunks, call.state_tile, channels), lambda b, s, c: (b, s, 0, c))
+
+
+def _own_block(array: jax.ShapeDtypeStruct) -> pl.BlockSpec:
+    """A program's part of an array [B, slots, splits, ...]."""
+    shape = array.shape[3:]
+    return pl.BlockSpec((None, None, None, *shape), lambda b, s, c: (b, s, c, *[0] * len(shape)))
 
 
 def _pallas_call(call: Call, kernel, name: str, warps: int, **options):
@@ -321,7 +352,6 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     row = _token_block(call, tokens, width)
     column = pl.BlockSpec((None, None, tokens, call.state_tile), lambda b, s, c: (b, c, s, 0))
     parameter = pl.BlockSpec((None, None, 1, width), lambda b, s, c: (b, s, 0, c))
-    scratch = (blocks.chunk // blocks.stride, call.state_tile, blocks.gradient_tile)
 
     def array(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
@@ -329,18 +359,29 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     def like(x):
         return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-    states, channels, length = call.states, call.channels, call.length
+    def of_splits(x):
+        """Where there are several, their sum is rounded, not they."""
+        return array(splits, call.length, call.states, dtype=x.dtype if splits == 1 else jnp.float32)
+
+    def own(*shape):
+        """For each program."""
+        return array(slots, splits, *shape)
+
+    states, channels = call.states, call.channels
     shapes = ScanArguments(
         u=like(inputs.u),
         delta=like(inputs.delta),
         A=array(slots, states, channels),
-        B=array(splits, length, states),
-        C=array(splits, length, states),
+        B=of_splits(inputs.B),
+        C=of_splits(inputs.C),
         D=None if inputs.D is None else array(slots, 1, channels),
         z=like(inputs.z),
         delta_bias=None if inputs.delta_bias is None else array(slots, 1, channels),
         h0=None,
     )
+    sums = None if blocks.groups == 1 else own(blocks.chunk, call.state_tile)
+    kept_states = own(blocks.chunk // blocks.stride, call.state_tile, blocks.gradient_tile)
+    memory = _GradientMemory(kept_states, sums, sums)
     state = _state_block(call, None, width)
     blocks_out = ScanArguments(row, row, state, column, column, parameter, row, parameter, None)
     g, _ = _pallas_call(
@@ -353,11 +394,8 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
             _input_blocks(call, inputs, tokens, width),
             *[_state_block(call, blocks.run, width)] * 2,
         ],
-        out_shape=[shapes, array(slots, splits, *scratch)],
-        out_specs=[
-            where_present(blocks_out, shapes),
-            pl.BlockSpec((None, None, None, *scratch), lambda b, s, c: (b, s, c, 0, 0, 0)),
-        ],
+        out_shape=[shapes, memory],
+        out_specs=[where_present(blocks_out, shapes), jax.tree.map(_own_block, memory)],
     )(inputs, h_in, g_in)
     g_B, g_C = (jnp.sum(x, axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C)))
     g_D, g_bias = (None if x is None else jnp.sum(x, axis=(1, 2)) for x in (g.D, g.delta_bias))

@@ -118,10 +118,16 @@ class Tile:
             mask = self.row_mask(self.valid(t))
             plt.store(ref.at[pl.ds(t, 1), self.channels], value.astype(ref.dtype), mask=mask)
 
-    def add_column(self, ref, t, value, add):
-        """Adds [N, 1] to what the program stored before, or begins."""
-        place, mask = ref.at[t, self.states], self.column_mask(self.valid(t))
-        plt.store(place, _begun(place, mask, add) + value[:, 0], mask=mask)
+    def store_column_sum(self, ref, t, part, kept_ref, row, add, last):
+        """Adds a part [N, 1] to the sum in a row of `kept_ref`, or begins it; with the last part stores it
+        as token t of `ref`; without `kept_ref` there is one part."""
+        value, mask = part[:, 0], self.column_mask(self.valid(t))
+        if kept_ref is not None:
+            place = kept_ref.at[row, self.states]
+            value = _begun(place, None, add) + value
+            plt.store(place, value)
+            mask = _both(mask, last, value.shape)
+        plt.store(ref.at[t, self.states], value.astype(ref.dtype), mask=mask)
 
     def add_state(self, ref, value, add):
         place, mask = ref.at[self.states, self.channels], self.tile_mask()
