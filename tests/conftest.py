@@ -21,15 +21,17 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
 
 @pytest.fixture(scope="session", autouse=True)
 def nnunets_intensity_samples():
-    """How many intensities planning draws. In tests it draws few, for so many take seconds."""
+    """How many intensities planning samples; in tests it samples few."""
     if importlib.util.find_spec("nibabel") is None:  # the kernels are tested where only JAX is installed, too
         yield None
         return
+    from small_datasets import FEW_INTENSITIES
+
     from jaxmamba3d.data import fingerprint
 
     number = fingerprint.INTENSITY_SAMPLES
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprint, "INTENSITY_SAMPLES", 6000)
+        patch.setattr(fingerprint, "INTENSITY_SAMPLES", FEW_INTENSITIES)
         yield number
 
 

@@ -8,6 +8,8 @@ import numpy as np
 
 SHAPE = (12, 14, 10)
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
+FEW_INTENSITIES = 6000
+"""That planning samples in tests: nnU-Net's number takes seconds, however small a dataset is."""
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:

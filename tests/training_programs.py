@@ -12,9 +12,10 @@ ROOT = Path(__file__).parents[1]
 CONFIG = """
 from dataclasses import replace
 from jaxmamba3d.data import fingerprint
+from small_datasets import FEW_INTENSITIES
 from small_runs import small_config
 
-fingerprint.INTENSITY_SAMPLES = 6000  # as conftest.py says
+fingerprint.INTENSITY_SAMPLES = FEW_INTENSITIES
 
 def get_config():
     config = small_config({dataset!r}, {output!r}, **{train!r})

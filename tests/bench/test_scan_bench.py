@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxmamba3d.bench import scan
 from jaxmamba3d.bench.floors import ChipRates, chip_rates, floor_seconds
 from jaxmamba3d.bench.scan import bench_scan
 from jaxmamba3d.bench.shapes import ScanShape, paper_shapes
@@ -56,3 +57,25 @@ def test_a_small_bench(tmp_path):
     assert "| xla_sequential | 1 | 70 | 4 | 3 | float32 | forward | forward + gradient |" in table
     assert "- B 1, L 70, D 4, N 3: somewhere" in table
     assert (tmp_path / "out" / "scan.png").stat().st_size > 1000
+
+
+def test_no_scan_so_short(tmp_path):
+    with pytest.raises(
+        ValueError, match="longest must be at least the 70 tokens of the shortest scan, got 9"
+    ):
+        bench_scan([ScanShape(1, 70, 4, 3, "")], ["xla_sequential"], ["float32"], tmp_path, longest=9)
+
+
+def test_what_is_measured_is_kept(tmp_path, monkeypatch):
+    def interrupted_at_the_second(shape, dtype):
+        if shape.where == "second":
+            raise KeyboardInterrupt
+        return make_inputs(shape, dtype)
+
+    make_inputs = scan._inputs
+    monkeypatch.setattr(scan, "_inputs", interrupted_at_the_second)
+    shapes = [ScanShape(1, 8, 4, 3, "first"), ScanShape(1, 7, 4, 3, "second")]
+    with pytest.raises(KeyboardInterrupt):
+        bench_scan(shapes, ["xla_sequential"], ["float32"], tmp_path, repeats=1)
+    rows = json.loads((tmp_path / "scan.json").read_text())["rows"]
+    assert {row["where"] for row in rows} == {"first"}

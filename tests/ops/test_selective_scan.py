@@ -110,6 +110,13 @@ def test_programs_that_work_off_several_chunks_and_tiles(reverse, length, channe
         assert_like_reference(arguments, "pallas_triton", tolerance, delta_softplus=True, reverse=reverse)
 
 
+def test_sums_over_tiles_are_rounded_once():
+    """One program sums the gradients of B and C over all tiles of channels, and leaves them in bfloat16."""
+    arguments = random_arguments(1, 70, 40, 3, dtype="bfloat16")
+    with override_blocks(chunk=32, run=3, groups=3):
+        assert_like_reference(arguments, "pallas_triton", rounding("bfloat16", 1), delta_softplus=True)
+
+
 @pytest.mark.parametrize("implementation", TESTED)
 @pytest.mark.parametrize("absent", [*((name,) for name in OPTIONAL), OPTIONAL], ids=" ".join)
 def test_optional_arguments(implementation, absent):
