@@ -73,7 +73,12 @@ def value_and_gradients(arguments, implementation, **options):
 
 def assert_like_reference(arguments, implementation, tolerance, **options):
     actual = value_and_gradients(arguments, implementation, **options)
-    expected = value_and_gradients(arguments, "reference", **options)
+    assert_close_to_reference(
+        actual, value_and_gradients(arguments, "reference", **options), implementation, tolerance
+    )
+
+
+def assert_close_to_reference(actual, expected, implementation, tolerance):
     for name, value in expected.items():
         assert actual[name].dtype == value.dtype, name
         assert_close(actual[name], value, tolerance, f"{implementation} {name}")
@@ -129,17 +134,16 @@ def test_optional_arguments(implementation, absent):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_bfloat16_inputs_keep_a_float32_state(implementation, reverse):
     arguments = random_arguments(2, 300, 5, 4, dtype="bfloat16")
-    exact = {name: value.astype(jnp.float32) for name, value in arguments.items()}
     options = {"delta_softplus": True, "reverse": reverse}
-    y, last = selective_scan(**arguments, **options, return_last_state=True, implementation=implementation)
-    y_exact, last_exact = selective_scan(
-        **exact, **options, return_last_state=True, implementation="reference"
-    )
-    assert y.dtype == jnp.bfloat16
-    assert last.dtype == jnp.float32
-    assert_close(last, last_exact, rounding("float32", 300), "last state")
-    assert_close(y, y_exact, rounding("bfloat16", 1) / 4, "y, rounded once")
-    assert_like_reference(arguments, implementation, rounding("bfloat16", 1), **options)
+    found = value_and_gradients(arguments, implementation, **options)
+    assert found["y"].dtype == jnp.bfloat16
+    assert found["last_state"].dtype == jnp.float32
+    exact = {name: value.astype(jnp.float32) for name, value in arguments.items()}
+    expected = value_and_gradients(exact, "reference", **options)
+    assert_close(found["last_state"], expected["last_state"], rounding("float32", 300), "last state")
+    assert_close(found["y"], expected["y"], rounding("bfloat16", 1) / 4, "y, rounded once")
+    rounded = value_and_gradients(arguments, "reference", **options)
+    assert_close_to_reference(found, rounded, implementation, rounding("bfloat16", 1))
 
 
 @pytest.mark.parametrize("implementation", TESTED)
@@ -272,20 +276,20 @@ def test_equals_mamba_ssm(implementation, recording):
 
     arguments = {k: jnp.asarray(ours(k, recorded[k])) for k in names}
     softplus = bool(recorded.get("delta_softplus", False))
-    scan = functools.partial(
-        selective_scan, delta_softplus=softplus, return_last_state=True, implementation=implementation
-    )
-    y, last = scan(**arguments)
+
+    @jax.jit
+    def scan(arguments):
+        return selective_scan(
+            **arguments, delta_softplus=softplus, return_last_state=True, implementation=implementation
+        )
+
+    (y, last), pull_back = jax.vjp(scan, arguments)
     assert_close(y, np.swapaxes(recorded["out"], 1, 2), 3e-6, "out")
     assert_close(last, recorded["last_state"], 3e-6, "last state")
 
-    def loss(arguments, with_last):
-        y, last = scan(**arguments)
-        total = jnp.sum(y * np.swapaxes(recorded["w"], 1, 2))
-        return total + jnp.sum(last * recorded["w_last"]) if with_last else total
-
-    for prefix, with_last in (("grad", False), ("grad_with_last", True)):
-        gradients = jax.grad(loss)(arguments, with_last)
+    weights, weights_of_last = jnp.asarray(np.swapaxes(recorded["w"], 1, 2)), jnp.asarray(recorded["w_last"])
+    for prefix, of_last in (("grad", 0 * weights_of_last), ("grad_with_last", weights_of_last)):
+        (gradients,) = pull_back((weights, of_last))
         largest = max(np.abs(recorded[f"{prefix}/{k}"]).max() for k in names)
         for k in names:
             expected = ours(k, recorded[f"{prefix}/{k}"])
