@@ -1,6 +1,6 @@
 """The one U-Net: residual encoder, Mamba mixers after its stages, residual decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,11 @@ class UNet3D(nnx.Module):
         Raises:
             ValueError: x has the wrong shape, or a size does not divide by the strides.
         """
-        *skips, x = self.encode(x)
+        return self.decode(self.encode(x))
+
+    def decode(self, skips: Sequence[jax.Array]) -> tuple[jax.Array, ...] | jax.Array:
+        """Logits from what the encoder hands over; see `encode` and `__call__`."""
+        *skips, x = skips
         logits = []
         for upsampler, blocks, head in zip(self.upsamplers, self.decoder, self.heads, strict=True):
             x = blocks(jnp.concatenate([upsampler(x), skips.pop()], axis=-1))

@@ -211,9 +211,9 @@ def test_idle_accelerators_are_worth_a_warning(caplog, monkeypatch):
     assert "2 of 3 devices are used: the batch size 4 does not divide by more" in caplog.text
 
 
-def test_bfloat16_nets_train(net):
+def test_bfloat16_nets_train(on_one_device):
     half = build_net(dataclasses.replace(NET, dtype="bfloat16"), rngs=nnx.Rngs(0))
     params, losses, _ = trained(half, 1, batch_dice=False)
-    _, exact, _ = trained(net, 1, batch_dice=False)
+    _, exact, _ = on_one_device[False]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     assert_close(losses, exact, 0.05)
