@@ -17,7 +17,7 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 
 def uniform(bound: float) -> Initializer:
     """U(-bound, bound)."""
-    return _initializer(lambda key, shape: _draw(jax.random.uniform, key, shape, -bound, bound))
+    return _initializer(lambda key, length, _: _uniform(key, length, -bound, bound))
 
 
 def he_normal() -> Initializer:
@@ -33,27 +33,41 @@ def he_normal_transposed() -> Initializer:
 def inverse_softplus_of_steps(shortest: float = 1e-3, longest: float = 1e-1) -> Initializer:
     """The bias whose softplus is log-uniform between two step sizes (at least 1e-4): Mamba's for delta."""
 
-    def init(key, shape):
-        logarithm = _draw(jax.random.uniform, key, shape, math.log(shortest), math.log(longest))
-        step = jnp.maximum(jnp.exp(logarithm), 1e-4)
+    def draw(key, length, _):
+        step = jnp.maximum(jnp.exp(_uniform(key, length, math.log(shortest), math.log(longest))), 1e-4)
         return step + jnp.log(-jnp.expm1(-step))
 
-    return _initializer(init)
+    return _initializer(draw)
 
 
 def _he_normal(fan_in: Callable[[tuple[int, ...]], int]) -> Initializer:
-    def init(key, shape):
+    def draw(key, length, shape):
         deviation = math.sqrt(2 / (1 + LEAKY_SLOPE**2) / fan_in(shape))
-        return deviation * _draw(jax.random.normal, key, shape)
+        return deviation * jax.random.normal(key, (length,), jnp.float32)
 
-    return _initializer(init)
-
-
-def _initializer(init: Callable) -> Initializer:
-    """Drawn in float32, then cast."""
-    return lambda key, shape, dtype=jnp.float32, out_sharding=None: init(key, shape).astype(dtype)
+    return _initializer(draw)
 
 
-def _draw(sample, key, shape, *bounds):
-    """Flat, then shaped: XLA takes seconds on a CPU to compile JAX's generator for an array of many axes."""
-    return sample(key, (math.prod(shape),), jnp.float32, *bounds).reshape(shape)
+def _uniform(key, length, low, high):
+    return jax.random.uniform(key, (length,), jnp.float32, low, high)
+
+
+def _initializer(draw: Callable[[jax.Array, int, tuple[int, ...]], jax.Array]) -> Initializer:
+    """Takes the first of the float32 numbers draw(key, length, shape).
+
+    They are flat and have one of few lengths, for XLA compiles JAX's generator anew for each shape: a
+    fraction of a second for a flat one, seconds on a CPU for one of many axes. A number depends on its place
+    alone, so those left over change nothing.
+    """
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        size = math.prod(shape)
+        return draw(key, _length_to_draw(size), shape)[:size].reshape(shape).astype(dtype)
+
+    return init
+
+
+def _length_to_draw(size: int) -> int:
+    """The next of 2^12, 2^14, .. 2^20, where drawing too much costs nothing, and 2^21, 2^22, .. beyond."""
+    power = max((size - 1).bit_length(), 12)
+    return 2 ** (power if power > 20 else power + power % 2)
