@@ -1,5 +1,6 @@
 """Checks of values and shapes; a failure is a ValueError that names argument, wish and find."""
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -22,8 +23,9 @@ def check_that(condition: bool, argument: str, wanted: str, found: Any) -> None:
 
 
 def check_positive(argument: str, value: float) -> None:
-    """Raises ValueError unless value > 0."""
+    """Raises ValueError unless value > 0, and finite."""
     check_that(value > 0, argument, "greater than 0", value)
+    check_that(value < math.inf, argument, "finite", value)
 
 
 def check_choice(argument: str, value: Any, choices: Collection[Any]) -> None:

@@ -225,7 +225,9 @@ class OptimConfig:
         check_positive("optim.learning_rate", self.learning_rate)
         check_positive("optim.gradient_clip", self.gradient_clip)
         check_positive("optim.cosine_period", self.cosine_period)
-        check_that(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
+        for field in ("weight_decay", "cosine_floor"):
+            value = getattr(self, field)
+            check_that(0 <= value < math.inf, f"optim.{field}", "finite and not negative", value)
         warmup = self.warmup_fraction
         check_that(0 < warmup < 1, "optim.warmup_fraction", "a share between 0 and 1", warmup)
         check_positive("optim.final_div_factor", self.final_div_factor)
@@ -271,6 +273,7 @@ class TrainConfig:
         whole = ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints")
         for field in (*whole, "accumulate", "shard_parameters"):
             check_positive(f"train.{field}", getattr(self, field))
+        check_that(0 <= self.seed < 2**32, "train.seed", "a number from 0 to 2^32 - 1", self.seed)
         check_choice("train.non_finite", self.non_finite, ("stop", "skip"))
         valid = set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes)
         check_that(valid, "train.mirror_axes", "different axes out of 0, 1, 2", self.mirror_axes)
@@ -323,6 +326,7 @@ class ExperimentConfig:
         if self.optim.schedule == "one_cycle":
             names.append("epochs")
         return {
+            "net": {"deep_supervision": self.net.deep_supervision},
             "optim": dataclasses.asdict(self.optim),
             "train": {name: getattr(self.train, name) for name in names},
             "data": {"foreground_fraction": self.data.foreground_fraction},

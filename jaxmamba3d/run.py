@@ -120,7 +120,12 @@ def describe_run(config: ExperimentConfig, workspace: Workspace) -> Run:
             net or other data.
     """
     dataset = workspace.dataset
-    return _describe(config, workspace.plans, len(dataset.channel_names), dataset.labels)
+    run = _describe(config, workspace.plans, len(dataset.channel_names), dataset.labels)
+    if run.trained_folds() and (splits := run.splits()):
+        same = splits == [dict(split) for split in workspace.splits]
+        wish = f"split as its trained folds are, by {run.folder / SPLITS} (or choose another output)"
+        check_that(same, str(workspace.folder), wish, "other splits")
+    return run
 
 
 def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:

@@ -1,6 +1,7 @@
 """Configurations survive JSON and refuse what cannot work."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -70,6 +71,9 @@ def test_impossible_nets_are_named(change, message):
         (lambda: DataConfig(spacing=(1, 0, 1)), "data.spacing must be three lengths > 0 in mm"),
         (lambda: TrainConfig(accumulate=0), "train.accumulate must be greater than 0, got 0"),
         (lambda: TrainConfig(non_finite="hope"), "train.non_finite must be one of stop, skip"),
+        (lambda: TrainConfig(seed=-1), r"train.seed must be a number from 0 to 2\^32 - 1, got -1"),
+        (lambda: OptimConfig(learning_rate=math.inf), "optim.learning_rate must be finite, got inf"),
+        (lambda: OptimConfig(cosine_floor=math.nan), "optim.cosine_floor must be finite and not negative"),
         (lambda: OptimConfig(schedule="poly"), "optim.schedule must be one of cosine, one_cycle, constant"),
         (lambda: PredictConfig(tile_step=0), r"predict.tile_step must be a share in \(0, 1\], got 0"),
         (lambda: PhantomConfig(cases=2), "data.phantoms.cases must be at least 5"),

@@ -1,7 +1,7 @@
 """Pictures of segmentations over their images, for eyes: truth and prediction side by side."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ class OverlayCase:
 
 
 def overlay_figure(
-    cases: Sequence[OverlayCase],
+    cases: Iterable[OverlayCase],
     path: str | Path,
     *,
     class_names: Mapping[int, str] | None = None,
@@ -77,7 +77,7 @@ def overlay_figure(
     the title is of the whole volume, the mean over the labels that occur.
 
     Args:
-        cases: the rows, at least one.
+        cases: the rows, at least one; of each only a slice is kept.
         path: the PNG file; its folder must exist.
         class_names: label value -> name for the legend; None: "label 1" and so on.
         axis: the axis that slices are taken along.
@@ -85,8 +85,8 @@ def overlay_figure(
     Raises:
         ValueError: there are no cases.
     """
-    check_that(len(cases) > 0, "cases", "at least one case", "none")
     rows = [_Row.of(case, axis) for case in cases]
+    check_that(bool(rows), "cases", "at least one case", "none")
     labels = sorted({label for row in rows for label in row.labels})
     names = {label: (class_names or {}).get(label, f"label {label}") for label in labels}
 

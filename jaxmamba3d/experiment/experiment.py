@@ -12,7 +12,7 @@ from jaxmamba3d.experiment.preparation import prepare
 from jaxmamba3d.experiment.training import train
 from jaxmamba3d.experiment.validation import predict_validation_cases, score_validation_cases
 from jaxmamba3d.run import open_run, start_run
-from jaxmamba3d.training import first_process_first, is_first_process, wait_for_all_processes
+from jaxmamba3d.training import first_process_alone, first_process_first, is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ def run_experiment(config: ExperimentConfig) -> Evaluation | None:
         if jax.process_count() == 1:
             scores[fold] = score_validation_cases(run, workspace, fold)
         gc.collect()  # arrays that only a cycle still holds would stay on the device
-    wait_for_all_processes()
-    if not is_first_process():
-        return None
-    for fold in folds:
-        if fold not in scores:
-            scores[fold] = score_validation_cases(run, workspace, fold)
-    together = conclude(run, workspace)
+    with first_process_alone():
+        if not is_first_process():
+            return None
+        for fold in folds:
+            if fold not in scores:
+                scores[fold] = score_validation_cases(run, workspace, fold)
+        together = conclude(run, workspace)
     return together if config.data.fold == "all" else scores[config.data.fold]

@@ -47,7 +47,7 @@ def score_validation_cases(run: Run, workspace: Workspace, fold: int) -> Evaluat
     protocol = dataset_protocol(run.labels)
     pairs = validation_pairs(run, workspace, fold)
     scores = evaluate_pairs(pairs, folder / SCORES, protocol=protocol)
-    overlays = [_overlay(case, folder / VALIDATION, protocol.ignore_label) for case in cases[:OVERLAY_CASES]]
+    overlays = (_overlay(case, folder / VALIDATION, protocol.ignore_label) for case in cases[:OVERLAY_CASES])
     overlay_figure(overlays, folder / "overlays.png", class_names=run.labels.names)
     log_scores(scores)
     logger.info("mean Dice %.3f; scores, curves and overlays are in %s", scores.mean["dice"], folder)

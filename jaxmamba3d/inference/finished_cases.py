@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -13,6 +13,13 @@ from jaxmamba3d.data import Case
 from jaxmamba3d.files import FileIdentities, identify, write_json
 
 RECORD = "finished_cases"
+
+
+class Finished(TypedDict):
+    """A case's outputs: from which images, and which files by their endings."""
+
+    images: FileIdentities
+    endings: list[str]
 
 
 def digest_of(variables: Any, settings: dict[str, Any]) -> str:
@@ -35,7 +42,7 @@ class FinishedCases:
 
     Args:
         folder: of the outputs.
-        digest: see `digest_of`; a record of another one counts for nothing.
+        digest: see `digest_of`; records of others are removed.
         endings: of the files of each case.
         writer: number of the process that asks; each keeps a record of its own, and reads all.
     """
@@ -43,28 +50,37 @@ class FinishedCases:
     def __init__(self, folder: Path, digest: str, endings: Sequence[str], writer: int = 0):
         self.folder, self.digest, self.endings = folder, digest, endings
         self._path = folder / (f"{RECORD}_{writer}.json" if writer else f"{RECORD}.json")
-        self._own = self._read(self._path)
-        self._all: dict[str, FileIdentities] = {}
-        for path in sorted(folder.glob(f"{RECORD}*.json")):
-            self._all |= self._read(path)
+        records = {path: self._read(path) for path in sorted(folder.glob(f"{RECORD}*.json"))}
+        self._own = records.get(self._path) or {}
+        self._all: dict[str, Finished] = {}
+        for path, record in records.items():
+            if record is None:
+                path.unlink(missing_ok=True)  # what is made now may take the place of what it knows
+            else:
+                self._all |= record
 
     def remaining(self, cases: Sequence[Case]) -> list[Case]:
         """The cases that lack an output, or whose images changed since."""
-        return [
-            case
-            for case in cases
-            if self._all.get(case.name) != identify(case.images)
-            or not all((self.folder / f"{case.name}{ending}").is_file() for ending in self.endings)
-        ]
+        return [case for case in cases if not self._is_finished(case)]
 
     def add(self, case: Case) -> None:
         """Notes that a case's output is whole."""
-        self._own[case.name] = identify(case.images)
-        write_json(self._path, {"digest": self.digest, "images": self._own})
+        self._own[case.name] = {"images": identify(case.images), "endings": list(self.endings)}
+        write_json(self._path, {"digest": self.digest, "cases": self._own})
 
-    def _read(self, path: Path) -> dict[str, FileIdentities]:
+    def _is_finished(self, case: Case) -> bool:
+        finished = self._all.get(case.name)
+        return (
+            finished is not None
+            and finished["images"] == identify(case.images)
+            and set(self.endings) <= set(finished["endings"])
+            and all((self.folder / f"{case.name}{ending}").is_file() for ending in self.endings)
+        )
+
+    def _read(self, path: Path) -> dict[str, Finished] | None:
+        """None: of other weights or settings, or no record."""
         try:
             record = json.loads(path.read_text())
-            return dict(record["images"]) if record["digest"] == self.digest else {}
+            return dict(record["cases"]) if record["digest"] == self.digest else None
         except (OSError, ValueError, KeyError, TypeError):
-            return {}  # no record, or none of ours: nothing is finished
+            return None

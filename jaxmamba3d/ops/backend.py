@@ -35,6 +35,13 @@ def compile_for(backend: str) -> Iterator[None]:
 
 
 def older_gpu_than(capability: float) -> str | None:
-    """The lowest compute capability of the GPUs here if it is below the one given, else None."""
+    """The lowest compute capability of the GPUs here if it is below the one given, else None.
+
+    AMD's are names, such as gfx942, and below all.
+    """
+
+    def number(found: str) -> float:
+        return float(found) if found.replace(".", "").isdigit() else 0.0
+
     found = [device.compute_capability for device in jax.devices() if device.platform == "gpu"]
-    return min((c for c in found if float(c) < capability), key=float, default=None)
+    return min((c for c in found if number(c) < capability), key=number, default=None)

@@ -5,10 +5,10 @@ from jaxmamba3d.training.loop import train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import (
+    first_process_alone,
     first_process_first,
     is_first_process,
     join_processes,
-    wait_for_all_processes,
 )
 from jaxmamba3d.training.task import Task
 
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoints",
     "Task",
     "devices_for",
+    "first_process_alone",
     "first_process_first",
     "has_checkpoint",
     "is_first_process",
@@ -27,5 +28,4 @@ __all__ = [
     "save_params",
     "train_fold",
     "use_all_cores",
-    "wait_for_all_processes",
 ]

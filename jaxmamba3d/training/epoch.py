@@ -65,6 +65,8 @@ def train_epoch(
 ) -> tuple[TrainState, bool]:
     """Takes the steps that are left of an epoch, or as many as `should_stop` lets it, and notes them.
 
+    An epoch whose last step is taken is not stopped: its validation is still to come.
+
     Args:
         state: before the steps.
         train_step: see `make_train_step`.
@@ -94,7 +96,7 @@ def train_epoch(
     pending, stopped = None, False
     started = time.perf_counter()
     with progress:
-        for _ in range(done, config.steps_per_epoch):
+        for step in range(done, config.steps_per_epoch):
             asked = time.perf_counter()
             batch = dict(next(batches))
             so_far.waited += time.perf_counter() - asked
@@ -106,7 +108,7 @@ def train_epoch(
                 progress.set_postfix(loss=f"{so_far.losses[-1]:.3f}")
             pending = metrics, cases
             progress.update()
-            stopped = should_stop()
+            stopped = should_stop() and step + 1 < config.steps_per_epoch
             if stopped:
                 break
         if pending is not None:

@@ -35,13 +35,13 @@ class Interruption:
 
     def has_come(self) -> bool:
         """Whether to stop now; to be asked by every process after every step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(next(_asked))
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_asked)):
+            self._received = True
         return self._received
 
     @property
     def received(self) -> bool:
-        """Whether SIGTERM came, to this process alone."""
+        """Whether SIGTERM came, as all processes know it."""
         return self._received
 
     def _receive(self, *_) -> None:

@@ -139,8 +139,8 @@ def train_fold(
                 so_far=EpochSoFar(),
             )
             checkpoints.save(state, position, is_best=is_best)
-        if interruption.received:
-            raise InterruptedTraining(_words(position))
+            if interruption.received:
+                raise InterruptedTraining(_words(position))
     nnx.update(net, state.params)
 
 

@@ -16,7 +16,7 @@ ONE_CYCLE_DIV_FACTOR, LOWEST_BETA1, HIGHEST_BETA1 = 25.0, 0.85, 0.95
 RECTIFIED_ABOVE = 5.0
 
 
-def make_optimizer(optim: OptimConfig, train: TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(optim: OptimConfig, train: TrainConfig) -> optax.GradientTransformationExtraArgs:
     """Clips the gradient's global norm, adds the weight decay to it, and takes an RAdam step.
 
     g = clip(gradient) + weight_decay x;  m, v = running means of g and g^2;  with bias-corrected m^ and v^
@@ -27,7 +27,8 @@ def make_optimizer(optim: OptimConfig, train: TrainConfig) -> optax.GradientTran
         train: length of the training, which the schedules refer to.
 
     Returns:
-        An optax transformation of all parameters; its state holds the count of finished steps.
+        An optax transformation of all parameters; its state holds the count of finished steps. The schedules
+        go by that, or by the `step` given to `update`, which also counts the steps that were left out.
 
     Raises:
         ValueError: one_cycle has too few epochs (or steps) to rise in.
@@ -117,7 +118,7 @@ def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _radam(learning_rate, beta1) -> optax.GradientTransformation:
+def _radam(learning_rate, beta1) -> optax.GradientTransformationExtraArgs:
     """torch's: epsilon is added before the bias correction (optax: after), and rho is exact in float32."""
     largest_rho = 2 / (1 - BETA2) - 1
 
@@ -125,16 +126,17 @@ def _radam(learning_rate, beta1) -> optax.GradientTransformation:
         zeros = optax.tree.zeros_like
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
 
-    def update(updates, state, params=None):
-        rate, decay = learning_rate(state.count), beta1(state.count)
+    def update(updates, state, params=None, *, step=None):
+        position = state.count if step is None else step
+        rate, decay = learning_rate(position), beta1(position)
         mu = optax.tree.update_moment(updates, state.mu, decay, 1)
         nu = optax.tree.update_moment(updates, state.nu, BETA2, 2)
         count = state.count + 1
-        step = count.astype(jnp.result_type(float))
-        correction1 = 1 - decay**step
+        finished = count.astype(jnp.result_type(float))
+        correction1 = 1 - decay**finished
         # expm1 keeps 1 - beta2^t exact for small t, where rho is a difference of large numbers.
-        correction2 = -jnp.expm1(step * math.log(BETA2))
-        rho = largest_rho - 2 * step * (1 - correction2) / correction2
+        correction2 = -jnp.expm1(finished * math.log(BETA2))
+        rho = largest_rho - 2 * finished * (1 - correction2) / correction2
         rectified = rho > RECTIFIED_ABOVE
         safe_rho = jnp.where(rectified, rho, RECTIFIED_ABOVE + 1)
         rectification = jnp.sqrt(
@@ -148,4 +150,4 @@ def _radam(learning_rate, beta1) -> optax.GradientTransformation:
 
         return jax.tree.map(step_of, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -27,8 +27,7 @@ def join_processes() -> None:
     variables = (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     try:
         told = {argument: int(os.environ[name]) for argument, name in variables if name in os.environ}
-        # Processes that are done wait for the first one, which still scores.
-        jax.distributed.initialize(**told, shutdown_timeout_seconds=ONE_WEEK)
+        jax.distributed.initialize(**told)
     except ValueError as error:
         raise ValueError(
             "train.distributed must be set where SLURM, Open MPI, Kubernetes or a TPU pod starts the "
@@ -70,6 +69,19 @@ def wait_for_all_processes() -> None:
     The devices' own collectives would give up: after half a minute on CPUs.
     """
     multihost.get_barrier_sync_fn()(key=f"all processes {next(_waits)}", timeout_ms=ONE_WEEK * 1000)
+
+
+@contextlib.contextmanager
+def first_process_alone() -> Iterator[None]:
+    """Lets no process go on from a block before all have come to its end, be it by an error.
+
+    Processes that ended while another still works would give up waiting for it after minutes, and kill it.
+    """
+    wait_for_all_processes()
+    try:
+        yield
+    finally:
+        wait_for_all_processes()
 
 
 def _tell_others(well: bool) -> bool:

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
 from jaxmamba3d.files import replacing, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.training.epoch import Sample
+from jaxmamba3d.training.tensorboard import EventFile
 
 RESULTS = ("learning_rate", "gradient_norm", "train_loss", "validation_loss", "skipped_steps")
 SPEED = ("seconds", "patches_per_second", "input_wait", "memory_gib")
@@ -74,12 +74,7 @@ class MetricsLog:
         self._folder, self._class_names = folder, tuple(labels.structures)
         self._value_names = labels.names
         self._rows = [row for row in _read(folder / "metrics.csv") if row.epoch < start_epoch]
-        self._writer = SummaryWriter(
-            str(folder / "tensorboard"),
-            purge_step=start_epoch,  # TensorBoard hides what an interrupted run wrote at or after it
-            filename_suffix=f".{start_epoch}",  # runs started in the same second would share a file
-            flush_secs=1,  # SummaryWriter.flush() would not wait for the thread that writes
-        )
+        self._events = EventFile(folder / "tensorboard", start_epoch)
 
     def seconds_left(self, epochs: int) -> float:
         """Until that many epochs are done, if they take as long as the latest ten did."""
@@ -108,7 +103,8 @@ class MetricsLog:
         scalars["pseudo_dice/mean"] = metrics.mean_pseudo_dice
         for name, value in scalars.items():
             if not math.isnan(value):
-                self._writer.add_scalar(name, value, metrics.epoch)
+                self._events.add_scalar(name, value, metrics.epoch)
+        self._events.flush()
         self._draw()
 
     def wants_a_picture(self, epochs: int) -> bool:
@@ -126,11 +122,12 @@ class MetricsLog:
         overlay_figure(overlays, path, class_names=self._value_names)
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        self._writer.add_image("patches", pixels, self._rows[-1].epoch, dataformats="HWC")
+        self._events.add_image("patches", pixels, self._rows[-1].epoch)
+        self._events.flush()
 
     def close(self) -> None:
         """Ends the TensorBoard file."""
-        self._writer.close()
+        self._events.close()
 
     def _write_table(self):
         text = io.StringIO()
@@ -210,7 +207,9 @@ def _read(path: Path) -> list[EpochMetrics]:
 
 
 def _metrics(row: dict[str, str]) -> EpochMetrics:
-    dice = tuple(float(row[name]) for name in row if name.startswith(DICE) and name != f"{DICE}{MEAN}")
+    # As float32, which they were: the mean of resumed rows is then that of an unbroken run, too.
+    columns = [name for name in row if name.startswith(DICE) and name != f"{DICE}{MEAN}"]
+    dice = tuple(float(np.float32(row[name])) for name in columns)
     numbers = {name: float(row[name]) for name in (*RESULTS, *SPEED)}
     numbers |= {"epoch": int(row["epoch"]), "skipped_steps": int(row["skipped_steps"])}
     return EpochMetrics(pseudo_dice=dice, **numbers)

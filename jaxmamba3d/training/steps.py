@@ -84,7 +84,7 @@ def make_train_step(
             loss, gradient = _accumulated(sums_of, loss_from, params, parts)
         gradient = constrain_state(gradient)
         norm = optax.tree.norm(gradient)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params, step=state.step)
         finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
         changed = optax.apply_updates(state.params, updates), optimizer_state
         kept = jax.tree.map(functools.partial(jnp.where, finite), changed, state[:2])

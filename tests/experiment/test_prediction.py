@@ -15,6 +15,7 @@ from jaxmamba3d.config import (
 )
 from jaxmamba3d.data import Case, find_images, write_segmentation
 from jaxmamba3d.files import write_json
+from jaxmamba3d.inference.finished_cases import FinishedCases
 
 
 def test_volumes_of_any_size_are_predicted(finished, tmp_path):
@@ -88,8 +89,20 @@ def test_an_interrupted_prediction_goes_on(finished, tmp_path, monkeypatch):
     assert predict(run) == "2"
     assert predict(run, probabilities=True) == "012"
     assert predict(run) == ""
-    farther = dataclasses.replace(run.config, predict=PredictConfig(mirroring=False, tile_step=0.9))
-    assert predict(dataclasses.replace(run, config=farther)) == "012"
+    changed = dataclasses.replace(run.config, predict=PredictConfig(mirroring=False, tile_step=0.9))
+    farther = dataclasses.replace(run, config=changed)
+    assert predict(farther) == "012"
+    assert predict(farther, probabilities=True) == "012"  # those that are there are of the other windows
+
+
+def test_predictions_of_other_weights_are_not_taken_for_finished(tmp_path):
+    """Of several writers, too, of which the latest call had fewer."""
+    case = Case("a", (write_nifti(tmp_path / "image.nii.gz", np.zeros((3, 3, 3))),))
+    (tmp_path / "a.nii.gz").touch()
+    FinishedCases(tmp_path, "these", [".nii.gz"], writer=1).add(case)
+    assert FinishedCases(tmp_path, "these", [".nii.gz"]).remaining([case]) == []
+    assert FinishedCases(tmp_path, "others", [".nii.gz"]).remaining([case]) == [case]
+    assert FinishedCases(tmp_path, "these", [".nii.gz"]).remaining([case]) == [case]
 
 
 def test_bad_images_are_named_before_any_is_predicted(finished, tmp_path):

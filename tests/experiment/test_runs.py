@@ -155,7 +155,19 @@ def test_a_checkpoint_of_other_cases_is_refused(finished, tmp_path):
     splits[0]["train"].pop()
     (tmp_path / "run" / "work" / "splits_final.json").write_text(json.dumps(splits))
     config = dataclasses.replace(run.config, output=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"work must be split as its trained folds are, .* got other splits"):
+        experiment.run_experiment(config)
+    (tmp_path / "run" / "splits_final.json").unlink()
     with pytest.raises(ValueError, match=r"checkpoint .* must be of this net, .*training cases "):
+        experiment.run_experiment(config)
+
+
+def test_deep_supervision_is_kept(finished, tmp_path):
+    run, _ = finished
+    shutil.copytree(run.folder, tmp_path / "run")
+    other = dataclasses.replace(run.config.net, deep_supervision=not run.config.net.deep_supervision)
+    config = dataclasses.replace(run.config, output=str(tmp_path / "run"), net=other)
+    with pytest.raises(ValueError, match=r"settings\.net\.deep_supervision True there, False here"):
         experiment.run_experiment(config)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.ops.backend import compile_for
-from jaxmamba3d.ops.selective_scan import selective_scan
+from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
 from jaxmamba3d.ops.selective_scan.pallas_mosaic_gpu import OLDEST_JAX
 
 KERNELS = {
@@ -94,6 +94,32 @@ def test_it_lowers(implementation, shape, dtype):
     assert len(re.findall(target, lowered(implementation, shape, dtype, reverse=True))) == kernels
 
 
+@pytest.mark.skipif(jax.__version_info__ < OLDEST_JAX, reason="pallas_mosaic_gpu needs jax 0.11 or newer")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("states", range(8, 65, 8))
+def test_mosaic_gpu_lowers_what_it_does_not_refuse(states, dtype):
+    shape = (1, 300, 64, states)
+    with compile_for("gpu"):
+        reason = unsupported_reason("pallas_mosaic_gpu", **abstract_arguments(*shape, dtype))
+    if dtype == "bfloat16" and states in (40, 56):
+        assert "it copies multiples of 128 bytes" in reason
+    else:
+        assert reason is None
+        assert "@mosaic_gpu" in lowered("pallas_mosaic_gpu", shape, dtype)
+
+
+class Amd:
+    platform, compute_capability = "gpu", "gfx942"
+
+
+def test_a_gpu_that_is_none_of_nvidias_gets_plain_xla(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [Amd()])
+    arguments = abstract_arguments(1, 8, 64, 8, "float32")
+    with compile_for("gpu"):
+        assert "of compute capability gfx942" in unsupported_reason("pallas_triton", **arguments)
+        assert "selective_scan_" not in str(jax.make_jaxpr(lambda a: selective_scan(**a))(arguments))
+
+
 @pytest.mark.parametrize(("backend", "kernel"), [("gpu", "pallas_triton"), ("tpu", "pallas_mosaic_tpu")])
 def test_it_is_the_choice_on_its_chip_and_said_once(backend, kernel, caplog):
     arguments = abstract_arguments(1, 300, 4, 3, "float32")
@@ -114,6 +140,12 @@ def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
         assert "selective_scan_" not in str(jax.make_jaxpr(lambda a: selective_scan(**a))(wide))
         with pytest.raises(UnsupportedError, match="it lowers through Mosaic, for TPUs"):
             jax.eval_shape(functools.partial(selective_scan, implementation="pallas_mosaic_tpu"), **wide)
+    with compile_for("tpu"):
+        half = abstract_arguments(1, 8, 4, 3, "float16")
+        assert (
+            unsupported_reason("pallas_mosaic_tpu", **half)
+            == "it takes float32 and bfloat16, and not float16"
+        )
 
 
 AHEAD_OF_TIME = """

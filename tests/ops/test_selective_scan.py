@@ -12,9 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tolerances import assert_close, rounding
 
 from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
-from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan, unsupported_reason
+from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, blocks, selective_scan, unsupported_reason
 from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
+from jaxmamba3d.ops.selective_scan.xla import SequentialScan
 
 OPTIONAL = ("D", "z", "delta_bias", "h0")
 
@@ -225,6 +226,51 @@ def test_two_devices(implementation, sharded_axis):
         k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(*specs[k]))) for k, v in arguments.items()
     }
     assert_like_reference(placed, implementation, rounding("float32", 300), delta_softplus=True)
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_gradients_of_several_losses(implementation, monkeypatch):
+    """Also where the backward pass alone is mapped, and its larger batch would be cut into other chunks."""
+    monkeypatch.setattr(blocks, "FORWARD_PROGRAMS", 2)
+    arguments = random_arguments(1, 100, 4, 3)
+    assert blocks.triton_chunk(1, 100, 4) != blocks.triton_chunk(2, 100, 4)
+    weights = jnp.asarray(np.random.default_rng(2).standard_normal((2, 1, 100, 4)), jnp.float32)
+
+    def pull_back(implementation):
+        return jax.vjp(lambda a: selective_scan(**a, implementation=implementation), arguments)[1]
+
+    (found,) = jax.vmap(pull_back(implementation))(weights)
+    (expected,) = jax.vmap(pull_back("reference"))(weights)
+    for name, value in expected.items():
+        assert_close(found[name], value, rounding("float32", 100), name)
+
+
+@needs_two_devices
+def test_devices_cut_their_part_as_all_would_be_cut(monkeypatch):
+    monkeypatch.setattr(blocks, "FORWARD_PROGRAMS", 2)
+    assert blocks.triton_chunk(1, 100, 4) != blocks.triton_chunk(2, 100, 4)
+    place = NamedSharding(jax.sharding.Mesh(jax.devices()[:2], ("x",)), PartitionSpec("x"))
+    arguments = random_arguments(2, 100, 4, 3)
+    placed = {k: jax.device_put(v, place) if v.ndim == 3 else v for k, v in arguments.items()}
+    assert_like_reference(placed, "pallas_triton", rounding("float32", 100), delta_softplus=True)
+
+
+def test_gradients_of_bfloat16_weights_are_rounded_once():
+    """B and C serve all tiles of channels, u both the state and the direct path."""
+    arguments = random_arguments(1, 8, 256, 16, dtype="bfloat16")
+    assert SequentialScan.channel_tile(256, 16) < 256
+    exact = {name: value.astype(jnp.float32) for name, value in arguments.items()}
+
+    def gradients(arguments):
+        def loss(arguments):
+            return jnp.sum(selective_scan(**arguments, implementation="xla_sequential").astype(jnp.float32))
+
+        return jax.grad(loss)(arguments)
+
+    found, expected = gradients(arguments), gradients(exact)
+    for name in ("u", "B", "C"):
+        rounded = np.asarray(found[name], np.float32)
+        assert np.all(np.abs(rounded - expected[name]) <= 2.0**-8 * np.abs(expected[name]) + 1e-5), name
 
 
 @needs_two_devices

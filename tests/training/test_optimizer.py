@@ -80,6 +80,17 @@ def test_a_cycle_too_short_to_rise_is_refused():
         make_optimizer(ONE_CYCLE, TrainConfig(epochs=5))
 
 
+def test_schedules_count_the_steps_that_were_left_out():
+    """Whose optimizer state is that of before: the rate goes by the number of the step."""
+    optim = OptimConfig(learning_rate=1.0, weight_decay=0.0, schedule_unit="step", cosine_period=10)
+    train = TrainConfig(epochs=1, steps_per_epoch=1)
+    optimizer = make_optimizer(optim, train)
+    params = {"a": jnp.array([0.0])}
+    for step in (0, 5):
+        updates, _ = optimizer.update({"a": jnp.array([1.0])}, optimizer.init(params), params, step=step)
+        np.testing.assert_allclose(updates["a"], [-learning_rate_at(optim, train, step)], rtol=1e-5)
+
+
 def test_clipping_and_coupled_decay():
     """The first step moves by rate * (clipped gradient + decay * parameter): no rectification yet."""
     optim = OptimConfig(learning_rate=0.5, weight_decay=0.1, gradient_clip=2.0, schedule="constant")

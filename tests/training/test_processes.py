@@ -77,7 +77,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert noted == Path("fold_1/validation/finished_cases_1.json")
     assert files_of(together / "run") > files_of(alone / "run")
     shares = [
-        load_json(path, "a record")["images"] for path in (together / "run" / noted.parent).glob("*.json")
+        load_json(path, "a record")["cases"] for path in (together / "run" / noted.parent).glob("*.json")
     ]
     assert sorted(map(len, shares)) == [1, 2]
     assert Path("scores/summary.json") in files_of(together / "run")

@@ -63,17 +63,22 @@ class TritonBlocks:
     groups: int
 
 
-def triton_blocks(batch: int, length: int, channels: int, states: int) -> TritonBlocks:
-    """The sizes for a call of [B, L, D] with N states.
+def triton_chunk(batch: int, length: int, channels: int) -> int:
+    """Tokens of a chunk for a call of [B, L, D]: as many as leave enough programs for every processor."""
+    chunk = _power_of_two(batch * length * math.ceil(channels / GRADIENT_TILE) // FORWARD_PROGRAMS)
+    chunk = min(LONGEST_CHUNK, max(SHORTEST_CHUNK, chunk), max(STRIDE, _power_of_two(length)))
+    return _overrides.get().get("chunk", chunk)
 
-    Chunks are as long as leaves enough programs for every processor. The gradient kernel keeps all channels
-    of a chunk in one program where there are chunks enough, and then writes the gradients of B and C once;
-    where there are not, each part of the channels writes its own, summed afterwards.
+
+def triton_blocks(batch: int, length: int, channels: int, states: int, chunk: int) -> TritonBlocks:
+    """The sizes for a call of [B, L, D] with N states, in chunks of so many tokens.
+
+    The gradient kernel keeps all channels of a chunk in one program where there are chunks enough, and then
+    writes the gradients of B and C once; where there are not, each part of the channels writes its own,
+    summed afterwards.
     """
     states = _power_of_two(states)
     tiles = math.ceil(channels / GRADIENT_TILE)
-    chunk = _power_of_two(batch * length * tiles // FORWARD_PROGRAMS)
-    chunk = min(LONGEST_CHUNK, max(SHORTEST_CHUNK, chunk))
     chunks = batch * math.ceil(length / chunk)
     warps = max(1, states * GRADIENT_TILE // (GRADIENT_NUMBERS * WARP))
     programs = GRADIENT_WARPS // warps
@@ -89,7 +94,7 @@ def triton_blocks(batch: int, length: int, channels: int, states: int) -> Triton
         run=max(1, chunks // programs),
         groups=math.ceil(tiles / splits),
     )
-    return _overridden(blocks)
+    return dataclasses.replace(_overridden(blocks), chunk=chunk)
 
 
 def leaves_gpu_idle(batch: int, length: int, channels: int) -> bool:
@@ -112,7 +117,7 @@ class MosaicGpuBlocks:
 
 def mosaic_gpu_blocks(length: int, states: int) -> MosaicGpuBlocks:
     """The sizes for a call of [B, L, D] with N states."""
-    step = max(2, min(LONGEST_STEP, STEP_STATES // states))
+    step = min(LONGEST_STEP, _power_of_two(STEP_STATES // states + 1) // 2)
     kept = KEPT_STATE_BYTES // (4 * WARPGROUP_TILE * states)
     return _overridden(MosaicGpuBlocks(chunk=step * max(1, min(kept, math.ceil(length / step))), step=step))
 

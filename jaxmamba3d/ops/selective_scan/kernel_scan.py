@@ -25,11 +25,16 @@ from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
 
 
 class KernelOptions(NamedTuple):
-    """The static part of a call."""
+    """The static part of a call.
+
+    `chunk`: tokens of a chunk, for a kernel whose own rule depends on the batch. Forward and backward pass
+    must cut alike, but may see other batches: one of them mapped alone, or a device's part.
+    """
 
     delta_softplus: bool
     reverse: bool
     interpret: bool
+    chunk: int | None = None
 
 
 class KernelInputs(NamedTuple):

@@ -145,7 +145,7 @@ GRID = ("sequence", "chunk", "tile")
 
 def place(call: Call) -> Place:
     sequence, chunk, tile = (lax.axis_index(name) for name in GRID)
-    return Place(0 if call.groups == 1 else lax.rem(sequence, call.groups), sequence, chunk, tile)
+    return Place(0 if call.groups == 1 else lax.rem(sequence, jnp.int32(call.groups)), sequence, chunk, tile)
 
 
 @dataclass(frozen=True)

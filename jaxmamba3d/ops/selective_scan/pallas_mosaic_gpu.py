@@ -7,6 +7,7 @@ with a tile of 64 channels of one chunk; asynchronous copies read tokens ahead i
 gradient kernel also keeps the state before every step of tokens. It recomputes the states within a step.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -40,6 +41,9 @@ from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout,
 OLDEST_JAX = (0, 11)
 OLDEST_CAPABILITY = 9.0
 LARGEST_STATE, STATE_STEP = 64, 8
+COPY_BYTES = 128
+"""What the threads of a warpgroup copy together."""
+LONGEST_GRID = 2**16 - 1
 
 
 def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
@@ -55,6 +59,15 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return f"it works on {TILE} channels at a time, and {channels} are no multiple of that"
     if states % STATE_STEP or states > LARGEST_STATE:
         return f"it holds a multiple of {STATE_STEP} up to {LARGEST_STATE} states, and A has {states}"
+    batch, length, _ = arguments.u.shape
+    blocks = mosaic_gpu_blocks(length, states)
+    smallest = min(x.dtype.itemsize for x in (arguments.B, arguments.C))
+    if (copied := blocks.step * states * smallest) % COPY_BYTES:
+        return f"it copies multiples of {COPY_BYTES} bytes, and {blocks.step} tokens of B or C take {copied}"
+    if (most := max(batch, math.ceil(length / blocks.chunk))) > LONGEST_GRID:
+        return (
+            f"CUDA's grids hold {LONGEST_GRID} sequences of as many chunks, and this call has {most} of one"
+        )
     return None
 
 
@@ -235,7 +248,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     batch, _, channels = inputs.u.shape
     rows = (batch, call.chunks, channels)
     state = jax.ShapeDtypeStruct((*rows, call.states), jnp.float32)
-    h0 = jnp.zeros((batch, channels, call.states)) if arguments.h0 is None else arguments.h0
+    h0 = jnp.zeros((batch, channels, call.states), jnp.float32) if arguments.h0 is None else arguments.h0
     ends, spans = _launch(
         call,
         _summary_kernel,

@@ -43,6 +43,9 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     """Why this implementation cannot run a call, or None; on a CPU it runs interpreted, which is slow."""
     if backend == "gpu":
         return "it lowers through Mosaic, for TPUs"
+    sequences = (arguments.u, arguments.delta, arguments.B, arguments.C, arguments.z)
+    if other := {str(x.dtype) for x in sequences if x is not None} - {"float32", "bfloat16"}:
+        return f"it takes float32 and bfloat16, and not {min(other)}"
     state = arguments.A.shape[1]
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
@@ -160,8 +163,8 @@ def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInp
     row = sequence(call.channels, tile, lambda d: d)
     column = sequence(call.states, call.states, lambda d: 0)
     groups = inputs.A.shape[0]
-    parameter = pl.BlockSpec((None, 1, tile), lambda b, s, d: (lax.rem(b, groups), 0, d))
-    decay = pl.BlockSpec((None, call.states, tile), lambda b, s, d: (lax.rem(b, groups), 0, d))
+    parameter = pl.BlockSpec((None, 1, tile), lambda b, s, d: (lax.rem(b, jnp.int32(groups)), 0, d))
+    decay = pl.BlockSpec((None, call.states, tile), lambda b, s, d: (lax.rem(b, jnp.int32(groups)), 0, d))
     blocks = KernelInputs(row, row, decay, column, column, parameter, row, parameter, row)
     return where_present(blocks, inputs)
 

@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton as plt
 
 from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
-from jaxmamba3d.ops.selective_scan.blocks import triton_blocks
+from jaxmamba3d.ops.selective_scan.blocks import triton_blocks, triton_chunk
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
@@ -119,7 +119,8 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
 
 def _call(options: KernelOptions, inputs: KernelInputs) -> Call:
     (batch, length, channels), states = inputs.u.shape, inputs.A.shape[1]
-    return Call(options, length, channels, states, triton_blocks(batch, length, channels, states))
+    blocks = triton_blocks(batch, length, channels, states, options.chunk)
+    return Call(options, length, channels, states, blocks)
 
 
 def _token_block(call: Call, tokens: int, width: int) -> pl.BlockSpec:
@@ -131,8 +132,10 @@ def _input_blocks(call: Call, inputs: KernelInputs, tokens: int, channels: int) 
     row = _token_block(call, tokens, channels)
     column = pl.BlockSpec((None, tokens, call.state_tile), lambda b, s, c: (b, s, 0))
     groups = inputs.A.shape[0]
-    parameter = pl.BlockSpec((None, 1, channels), lambda b, s, c: (lax.rem(b, groups), 0, c))
-    decay = pl.BlockSpec((None, call.state_tile, channels), lambda b, s, c: (lax.rem(b, groups), 0, c))
+    parameter = pl.BlockSpec((None, 1, channels), lambda b, s, c: (lax.rem(b, jnp.int32(groups)), 0, c))
+    decay = pl.BlockSpec(
+        (None, call.state_tile, channels), lambda b, s, c: (lax.rem(b, jnp.int32(groups)), 0, c)
+    )
     blocks = KernelInputs(row, row, decay, column, column, parameter, row, parameter, row)
     return where_present(blocks, inputs)
 
@@ -182,7 +185,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     call = _call(options, inputs)
     batch, width = inputs.u.shape[0], call.blocks.forward_tile
     state = (call.states, call.channels)
-    h0 = jnp.zeros((batch, *state)) if arguments.h0 is None else jnp.swapaxes(arguments.h0, 1, 2)
+    h0 = jnp.zeros((batch, *state), jnp.float32) if arguments.h0 is None else jnp.swapaxes(arguments.h0, 1, 2)
     ends, spans = _forward_call(
         call,
         _summary_kernel,
@@ -294,4 +297,9 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     return ScanArguments(g.u, g.delta, g_A, g_B, g_C, g_D, g.z, g_bias, g_h0)
 
 
-scan = differentiable_scan(_forward_pass, _backward_pass)
+_scan = differentiable_scan(_forward_pass, _backward_pass)
+
+
+def scan(options: KernelOptions, arguments: ScanArguments) -> tuple[jax.Array, jax.Array]:
+    """See `differentiable_scan`; the chunks are those of the whole call."""
+    return _scan(options._replace(chunk=triton_chunk(*arguments.u.shape)), arguments)

@@ -227,16 +227,20 @@ def _scan_backward(options: _Options, residuals, gradients):
     def body(carry, index, tokens, h_in):
         g_h, g_A, g_parameters = carry
         u, delta, B, C, z, g_out = tokens
-        prepared, prepare_vjp = jax.vjp(functools.partial(options.prepare, index), u, delta, B, C, delta_bias)
+        exact_u = u.astype(jnp.float32)  # both its gradients are summed before they are rounded
+        prepared, prepare_vjp = jax.vjp(
+            functools.partial(options.prepare, index), exact_u, delta, B, C, delta_bias
+        )
         _, y, h_before = options.inner.outputs(prepared, A_rows, h_in, options.reverse, keep_states=True)
-        _, gate_vjp = jax.vjp(skip_and_gate, y, u, D, z)
+        _, gate_vjp = jax.vjp(skip_and_gate, y, exact_u, D, z)
         g_y, g_u_skip, g_D, g_z = gate_vjp(g_out.astype(jnp.float32))
         g_h, g_A_chunk, g_prepared = options.inner.gradients(
             prepared, A_rows, h_before, g_y, g_h, options.reverse
         )
         g_u, g_delta, g_B, g_C, g_bias = prepare_vjp(g_prepared)
+        g_u = (g_u + g_u_skip).astype(u.dtype)
         g_parameters = jax.tree.map(jnp.add, g_parameters, (g_D, g_bias))
-        return (g_h, g_A + g_A_chunk, g_parameters), ((g_u + g_u_skip, g_delta, g_B, g_C, g_z), None)
+        return (g_h, g_A + g_A_chunk, g_parameters), ((g_u, g_delta, g_B, g_C, g_z), None)
 
     carry = (g_last.T, jnp.zeros_like(A_rows), jax.tree.map(jnp.zeros_like, parameters))
     carry, g_tokens, _ = _over_chunks(
@@ -265,6 +269,7 @@ def _scan_by_tiles(options: _Options, arguments: ScanArguments) -> tuple[jax.Arr
         return None if x is None else x.reshape(-1, tile, states)
 
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments
+    B, C = (x.astype(jnp.float32) for x in (B, C))  # so that their gradients are sums of all tiles in float32
     tiles = [split(u), split(delta), rows(A), split(D), split(z), split(delta_bias), rows(h0)]
 
     def one(tiles):
