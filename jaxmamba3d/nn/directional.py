@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmamba3d.checks import check_choice
+from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.nn.mamba import MambaBlock
 from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.backend import target_backend
@@ -54,7 +54,7 @@ class MultiOrderMambaBlock(nnx.Module):
         options: further arguments of `MambaBlock`.
 
     Raises:
-        ValueError: an unknown order.
+        ValueError: an unknown order, or none.
 
     Source: `MultiMambaTrans` of the authors' code.
     """
@@ -68,6 +68,7 @@ class MultiOrderMambaBlock(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        check_that(len(orders) > 0, "orders", "at least one order", "none")
         for order in orders:
             check_choice("orders", order, SCAN_ORDERS)
         self.orders, self.in_one_call = tuple(orders), in_one_call

@@ -44,7 +44,8 @@ class Mamba(nnx.Module):
         expand: the inner channels D are expand * in_features.
         dt_rank: rank of delta's projection; None: ceil(in_features / 16).
         scan_implementation: see `selective_scan`.
-        dtype: compute dtype of the projections; None: the input's. The scan's state is float32 always.
+        dtype: compute dtype of the projections; None: the wider one of input and parameters. The scan's state
+            is float32 always.
         param_dtype: dtype of the parameters; A_log and D are float32 always.
         rngs: random streams; `params` is used.
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxmamba3d.checks import check_shape
+from jaxmamba3d.checks import check_shape, check_that
 
 
 def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bool = False) -> jax.Array:
@@ -28,6 +28,7 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
     Source:
         `causal_conv1d` of mamba-ssm, whose weight is [D, 1, W].
     """
+    check_that(x.ndim == 3, "x", "[B, L, D]", f"shape {list(x.shape)}")
     width, channels = weight.shape[0], x.shape[-1]
     check_shape("weight", weight, "[W, D]", (width, channels))
     check_shape("bias", bias, "[D]", (channels,))

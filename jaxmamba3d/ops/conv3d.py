@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmamba3d.checks import check_that
 from jaxmamba3d.ops.backend import target_backend
 
 Triple = tuple[int, int, int]
@@ -66,7 +67,13 @@ def upsample3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def average_pool3d(x: jax.Array, window: Triple) -> jax.Array:
-    """Means of blocks of voxels: [B, X, Y, Z, C] -> [B, X / window, Y / window, Z / window, C]."""
+    """Means of blocks of voxels: [B, X, Y, Z, C] -> [B, X / window, Y / window, Z / window, C].
+
+    Raises:
+        ValueError: a size does not divide by the window's.
+    """
     batch, *sizes, channels = x.shape
+    for axis, size, width in zip("XYZ", sizes, window, strict=True):
+        check_that(size % width == 0, f"size of x along {axis}", f"divisible by {width}", size)
     split = [part for n, w in zip(sizes, window, strict=True) for part in (n // w, w)]
     return jnp.mean(x.reshape(batch, *split, channels), axis=(2, 4, 6))

@@ -20,6 +20,7 @@ from jaxmamba3d.ops.selective_scan.xla import SequentialScan
 OPTIONAL = ("D", "z", "delta_bias", "h0")
 
 needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="there is one device only")
+needs_four_devices = pytest.mark.skipif(jax.device_count() < 4, reason="there are no four devices")
 
 
 @pytest.fixture(autouse=True)
@@ -293,13 +294,17 @@ def test_a_sharded_batch_stays_where_it_is(implementation, mesh_is_set):
         assert collective not in text
 
 
-@needs_two_devices
+@needs_four_devices
 @pytest.mark.parametrize("implementation", [name for name in TESTED if "pallas" in name])
 @pytest.mark.parametrize("batch", [2, 3])
 def test_a_mesh_that_is_set(implementation, batch):
-    """Kernels run on each device's part of the batch, or on all of it where it does not divide."""
+    """Kernels run on each device's part of the batch, or on all of it where it does not divide.
+
+    Along axes of the mesh that are not the batch's all devices do the same.
+    """
     arguments = random_arguments(batch, 20, 3, 2)
-    with jax.set_mesh(jax.sharding.Mesh(jax.devices()[:2], ("data",))):
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    with jax.set_mesh(jax.sharding.Mesh(devices, ("data", "model"))):
         jaxpr = str(
             jax.make_jaxpr(functools.partial(selective_scan, implementation=implementation))(
                 *(arguments[k] for k in ["u", "delta", "A", "B", "C"])
@@ -390,6 +395,8 @@ def test_chunks_divide_where_they_can(length):
         ({"h0": jnp.zeros((2, 4, 5))}, r"h0 must have shape \[B, D, N\] = \[2, 5, 4\]"),
         ({"u": jnp.zeros((8, 5))}, r"u must be \[B, L, D\], got shape \[8, 5\]"),
         ({"u": jnp.zeros((2, 0, 5))}, "u must be at least one token long"),
+        ({"u": jnp.zeros((0, 8, 5))}, "u must be not empty"),
+        ({"A": jnp.zeros((5, 0))}, "A must be of at least one state"),
         ({"z": jnp.zeros((2, 8, 5), jnp.int32)}, "z must be floating, got int32"),
         ({"implementation": "fast"}, "implementation must be one of reference, .*got 'fast'"),
     ],

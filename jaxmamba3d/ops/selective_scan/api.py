@@ -111,8 +111,14 @@ def selective_scan(
 
     Numerics:
         State and sums are float32 whatever the inputs are, sums over time in gradients included. Memory
-        beyond inputs and outputs is the state at chunk borders, [L / 256, B, D, N] float32, and the states of
-        one chunk; a length without a divisor from 128 to 256 is padded, which copies the sequences.
+        beyond inputs and outputs is the state at chunk borders, [chunks, B, D, N] float32, and the states of
+        the chunks at work. Chunks of long sequences have 128 to 256 tokens in XLA and on TPUs, 32 to 256 in
+        Triton, 16 to 256 in Mosaic GPU; XLA, where no such number divides the length, and Mosaic GPU pad the
+        sequences, which copies them. A model that is not stable (A > 0) may overflow in a chunk's decay where
+        its states would not.
+
+    Derivatives: in reverse mode. Those of the kernels cannot be differentiated again, and none has a
+    forward mode (`jax.jvp`) but `reference`.
 
     Several devices: a batch that is sharded stays where it is; for the kernel on TPUs, set a mesh
     (`jax.set_mesh`) with an axis named data, over which the batch is then shared out.
@@ -143,7 +149,7 @@ def unsupported_reason(implementation: str, **arrays: jax.Array) -> str | None:
 
     Args:
         implementation: see `selective_scan`.
-        arrays: the call's arrays, or their shapes, by name.
+        arrays: the call's arrays, or `jax.ShapeDtypeStruct`s of theirs, by name.
 
     Raises:
         ValueError: there is no such implementation.
@@ -175,6 +181,8 @@ def _check(arguments: ScanArguments) -> None:
     check_that(arguments.A.ndim == 2, "A", "[D, N]", f"shape {list(arguments.A.shape)}")
     (batch, length, channels), state = arguments.u.shape, arguments.A.shape[1]
     check_that(length >= 1, "u", "at least one token long", f"shape {list(arguments.u.shape)}")
+    check_that(batch * channels >= 1, "u", "not empty", f"shape {list(arguments.u.shape)}")
+    check_that(state >= 1, "A", "of at least one state", f"shape {list(arguments.A.shape)}")
     token = "[B, L, D]", (batch, length, channels)
     projection = "[B, L, N]", (batch, length, state)
     channel = "[D]", (channels,)

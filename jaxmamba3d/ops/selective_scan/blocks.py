@@ -12,7 +12,7 @@ holds the states of a step in registers, at most 128 of them, and one state a st
 so that two programs share a processor.
 
 TPU: blocks of time are whole lanes, 128 tokens or twice that, and the states of a chunk, the largest part of
-VMEM, stay below 16 MB.
+VMEM, take at most 16 MB.
 """
 
 import contextlib

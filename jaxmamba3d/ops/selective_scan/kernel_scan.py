@@ -174,12 +174,15 @@ def _unfold(size, array):
 
 def _over_mesh(function, axes, batched, parameters):
     """The call on each device's part of the batch, in the mesh that `jax.set_mesh` set."""
-    devices = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape[axis] for axis in axes)
     batch, groups = (jax.tree.leaves(x)[0].shape[0] for x in (batched, parameters))
     whole = PartitionSpec()
     split = whole if batch % (devices * groups) else PartitionSpec(axes)
+    # Along the mesh's other axes every device does the same: no kernel can be shared out by itself.
+    names = set(mesh.auto_axes)
     return jax.shard_map(
-        function, in_specs=(split, whole), out_specs=split, axis_names=set(axes), check_vma=False
+        function, in_specs=(split, whole), out_specs=split, axis_names=names, check_vma=False
     )(batched, parameters)
 
 
@@ -198,12 +201,12 @@ def _partitioned(function, batched, parameters):
     def partition(mesh, arguments, results):
         # Whatever else the arrays were split along, kernels get them split along the batch alone, and that
         # not within a group of sequences that have parameters of their own.
-        batch_axes = arguments[0].sharding.spec[:1]
-        shards = batch // NamedSharding(mesh, PartitionSpec(*batch_axes)).shard_shape((batch,))[0]
+        axes = arguments[0].sharding.spec[:1]
+        shards = batch // NamedSharding(mesh, PartitionSpec(*axes)).shard_shape((batch,))[0]
         if batch // shards % groups:
-            batch_axes = ()
-        split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (batch_axes, ()))
-        placements = tuple(split if n < count else whole for n in range(len(arguments)))
+            axes = ()
+        split, together = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (axes, ()))
+        placements = tuple(split if n < count else together for n in range(len(arguments)))
         return mesh, flat, (split,) * len(results), placements
 
     names = (f"x{n}" for n in itertools.count())

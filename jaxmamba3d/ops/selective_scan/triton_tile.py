@@ -85,7 +85,7 @@ class Tile:
         return self.token_offset + t < self.call.length if self.call.length % self.call.blocks.chunk else None
 
     def row(self, ref, t):
-        """Channels of a token, or of a parameter with t = 0: [1, width] float32; None stays None."""
+        """Channels of a token, [1, width] float32; None stays None."""
         if ref is None:
             return None
         mask = self.row_mask(self.valid(t))
