@@ -5,9 +5,10 @@ preprocessing would wait for in vain.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
@@ -299,12 +300,12 @@ def run_command(command) -> None:
         command()
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
-        sys.exit(f"error: {error}")
+        _end(f"error: {error}")
     except RuntimeError as error:
         # By its name, because jax is not imported where nothing needed it.
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sys.exit(
+        _end(
             f"error: this does not fit into the device's memory; {MEMORY_ADVICE} "
             f"({str(error).splitlines()[0]})"
         )
@@ -313,6 +314,17 @@ def run_command(command) -> None:
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from what is finished")
+
+
+def _end(message: str) -> NoReturn:
+    """Says what is wrong and ends with code 1: at once where JAX would wait for other processes, in vain."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stderr.write(f"{message}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(message)
 
 
 def main() -> None:

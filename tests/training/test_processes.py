@@ -1,7 +1,10 @@
 """Several processes train as one: really started, with `jax.distributed`, by the training program."""
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +22,35 @@ NAMES = [f"case_{number}" for number in range(5)]
 SPLITS = [{"train": NAMES[2:], "val": NAMES[:1]}, {"train": NAMES[:2], "val": NAMES[2:]}]
 
 
-def start_together(config, count, *arguments):
-    """So many processes of the training program."""
+ERROR_IN_ONE = """
+import jax
+from jaxmamba3d.cli import run_command
+from jaxmamba3d.training.processes import join_processes, wait_for_all_processes
+
+def work():
+    join_processes()
+    if jax.process_index() == 1:
+        raise OSError("no room here")
+    wait_for_all_processes()
+
+run_command(work)
+"""
+
+
+def told_to_processes(count):
+    """The environment of each of so many processes, by which they find each other."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+    return [told | {"JAX_PROCESS_ID": str(number)} for number in range(count)]
+
+
+def start_together(config, count, *arguments):
+    """So many processes of the training program."""
     return [
-        Program(
-            config,
-            "--train.distributed",
-            *arguments,
-            devices=DEVICES // count,
-            environment=told | {"JAX_PROCESS_ID": str(number)},
-        )
-        for number in range(count)
+        Program(config, "--train.distributed", *arguments, devices=DEVICES // count, environment=environment)
+        for environment in told_to_processes(count)
     ]
 
 
@@ -81,3 +98,24 @@ def test_two_processes_train_as_one(tmp_path):
     ]
     assert sorted(map(len, shares)) == [1, 2]
     assert Path("scores/summary.json") in files_of(together / "run")
+
+
+def test_an_error_ends_its_process_at_once():
+    """JAX would let it wait for the others for minutes first, and end in stacks of C++."""
+    told = told_to_processes(2)
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", ERROR_IN_ONE],
+            env=os.environ | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in told
+    )
+    try:
+        _, output = second.communicate(timeout=100)
+        assert second.returncode == 1
+        assert "error: no room here" in output
+    finally:
+        first.kill()
+        first.communicate()
