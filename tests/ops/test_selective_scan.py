@@ -11,7 +11,9 @@ from golden_data import golden_arrays
 from jax.sharding import NamedSharding, PartitionSpec
 from tolerances import assert_close, rounding
 
+from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
+from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, blocks, selective_scan, unsupported_reason
 from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
@@ -312,6 +314,23 @@ def test_a_mesh_that_is_set(implementation, batch):
         )
         assert "shard_map" in jaxpr
         assert_like_reference(arguments, implementation, rounding("float32", 20))
+
+
+@needs_two_devices
+def test_explicit_axes_are_left_to_xla():
+    arguments = random_arguments(2, 20, 3, 2)
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((2,), ("data",), explicit, devices=jax.devices()[:2])
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    placed = {k: jax.device_put(v, place) if v.ndim == 3 else v for k, v in arguments.items()}
+    with jax.set_mesh(mesh):
+        with pytest.raises(
+            UnsupportedError, match=r"over explicit axes, such as u's data: make the mesh with"
+        ):
+            selective_scan(**placed, implementation="pallas_triton")
+        with compile_for("gpu"):
+            y = selective_scan(**placed)
+    assert_close(y, selective_scan(**arguments, implementation="reference"), rounding("float32", 20))
 
 
 @pytest.mark.parametrize("implementation", ["reference", *TESTED])

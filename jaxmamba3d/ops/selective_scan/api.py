@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmamba3d.checks import UnsupportedError, check_choice, check_shape, check_that
-from jaxmamba3d.ops.backend import target_backend
+from jaxmamba3d.ops.backend import explicit_axes, target_backend
 from jaxmamba3d.ops.selective_scan import (
     pallas_mosaic_gpu,
     pallas_mosaic_tpu,
@@ -47,7 +47,13 @@ def _kernel(module) -> Implementation:
         interpret = target_backend() == "cpu"
         return module.scan(KernelOptions(delta_softplus, reverse, interpret), arguments)
 
-    return Implementation(run, module.unsupported_reason)
+    def unsupported_reason(arguments, backend):
+        if axes := explicit_axes(arguments.u):
+            wish = "make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * its axes"
+            return f"kernels are not shared out over explicit axes, such as u's {', '.join(axes)}: {wish}"
+        return module.unsupported_reason(arguments, backend)
+
+    return Implementation(run, unsupported_reason)
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -121,7 +127,8 @@ def selective_scan(
     forward mode (`jax.jvp`) but `reference`.
 
     Several devices: a batch that is sharded stays where it is; for the kernel on TPUs, set a mesh
-    (`jax.set_mesh`) with an axis named data, over which the batch is then shared out.
+    (`jax.set_mesh`) with an axis named data, over which the batch is then shared out. Its axes must be
+    automatic, `AxisType.Auto`, for the kernels: over explicit ones the XLA implementations run.
 
     Raises:
         ValueError: a shape or dtype does not fit, or the implementation is unknown.
