@@ -108,6 +108,15 @@ def test_mosaic_gpu_lowers_what_it_does_not_refuse(states, dtype):
         assert "@mosaic_gpu" in lowered("pallas_mosaic_gpu", shape, dtype)
 
 
+@pytest.mark.skipif(jax.__version_info__ < OLDEST_JAX, reason="pallas_mosaic_gpu needs jax 0.11 or newer")
+def test_mosaic_gpu_refuses_what_no_grid_holds():
+    with compile_for("gpu"):
+        reason = unsupported_reason("pallas_mosaic_gpu", **abstract_arguments(1, 2**21, 64, 64, "float32"))
+        assert reason == "CUDA's grids end at 65535 sequences or chunks, and this call has 131072"
+        shorter = abstract_arguments(1, 2**19, 64, 64, "float32")
+        assert unsupported_reason("pallas_mosaic_gpu", **shorter) is None
+
+
 class Amd:
     platform, compute_capability = "gpu", "gfx942"
 

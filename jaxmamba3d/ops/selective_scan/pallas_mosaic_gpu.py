@@ -65,9 +65,7 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     if (copied := blocks.step * states * smallest) % COPY_BYTES:
         return f"it copies multiples of {COPY_BYTES} bytes, and {blocks.step} tokens of B or C take {copied}"
     if (most := max(batch, math.ceil(length / blocks.chunk))) > LONGEST_GRID:
-        return (
-            f"CUDA's grids hold {LONGEST_GRID} sequences of as many chunks, and this call has {most} of one"
-        )
+        return f"CUDA's grids end at {LONGEST_GRID} sequences or chunks, and this call has {most}"
     return None
 
 
