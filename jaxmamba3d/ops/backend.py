@@ -24,11 +24,6 @@ def batch_axes() -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if axis in automatic)
 
 
-def explicit_axes(array: jax.Array | jax.ShapeDtypeStruct) -> tuple[str, ...]:
-    """The axes of an array's mesh that are part of its type, `AxisType.Explicit`; () for mere shapes."""
-    return () if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array).sharding.mesh.explicit_axes
-
-
 @contextlib.contextmanager
 def compile_for(backend: str) -> Iterator[None]:
     """Makes every choice by backend as on `backend`, for programs compiled ahead of time for other chips."""

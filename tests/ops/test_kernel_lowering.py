@@ -1,6 +1,5 @@
 """The kernels lower for the chips they are meant for, on hosts that have none."""
 
-import contextlib
 import functools
 import importlib.util
 import logging
@@ -12,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.ops.backend import compile_for
@@ -60,27 +60,30 @@ def forward_and_backward(implementation, reverse, arguments, g_y, g_last):
     return y, vjp((g_y, g_last))
 
 
-@contextlib.contextmanager
-def a_gpu():
+def abstract_mesh(backend, devices=1):
     """Newer versions of jax ask for the GPU's kind when they lower a Triton kernel."""
-    if jax.__version_info__ < (0, 11):
-        yield
-        return
-    from jax._src.mesh import AbstractDevice
+    kind = {}
+    if backend == "gpu" and jax.__version_info__ >= (0, 11):
+        from jax._src.mesh import AbstractDevice
 
-    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    axis = jax.sharding.AxisType.Auto
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=(axis,), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        yield
+        kind["abstract_device"] = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    return jax.sharding.AbstractMesh((devices,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), **kind)
 
 
-def lowered(implementation, shape, dtype, reverse=False):
+def lowered(implementation, shape, dtype, reverse=False, devices=1):
+    """With several devices, inside of a `jax.shard_map` that checks what varies over them."""
     backend, platform, *_ = KERNELS[implementation]
     arguments = abstract_arguments(*shape, dtype)
     gradients = arguments["u"], arguments["h0"]
     function = functools.partial(forward_and_backward, implementation, reverse)
-    with compile_for(backend), a_gpu() if backend == "gpu" else contextlib.nullcontext():
+    mesh = abstract_mesh(backend, devices)
+    if devices > 1:
+        specs = {k: PartitionSpec(None if k in ("A", "D", "delta_bias") else "x") for k in arguments}
+        split = specs["u"]
+        function = jax.shard_map(
+            function, mesh=mesh, in_specs=(specs, split, split), out_specs=(split, (specs,))
+        )
+    with compile_for(backend), jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(function).trace(arguments, *gradients)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -92,6 +95,21 @@ def test_it_lowers(implementation, shape, dtype):
         pytest.skip("pallas_mosaic_gpu needs jax 0.11 or newer")
     _, _, target, kernels = KERNELS[implementation]
     assert len(re.findall(target, lowered(implementation, shape, dtype, reverse=True))) == kernels
+
+
+@pytest.mark.parametrize("implementation", ["pallas_triton", "pallas_mosaic_tpu"])
+def test_it_lowers_inside_of_a_shard_map(implementation):
+    """Also for as many numbers as 32 bits cannot count."""
+    _, _, target, kernels = KERNELS[implementation]
+    text = lowered(implementation, (128, 2**19, 64, 32), "float32", devices=2)
+    assert len(re.findall(target, text)) == kernels
+    assert "all_reduce" in text
+
+
+@pytest.mark.skipif(jax.__version_info__ < OLDEST_JAX, reason="pallas_mosaic_gpu needs jax 0.11 or newer")
+def test_mosaic_gpu_refuses_what_jax_checks_inside_of_a_shard_map():
+    with pytest.raises(UnsupportedError, match="over x, it needs check_vma=False"):
+        lowered("pallas_mosaic_gpu", (2, 512, 64, 32), "float32", devices=2)
 
 
 @pytest.mark.skipif(jax.__version_info__ < OLDEST_JAX, reason="pallas_mosaic_gpu needs jax 0.11 or newer")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_selective_scan import OPTIONAL, assert_like_reference, random_arguments, value_and_gradients
+from scan_contract import OPTIONAL, assert_like_reference, random_arguments, value_and_gradients
 from tolerances import assert_close, rounding
 
 from jaxmamba3d.ops.backend import compile_for

@@ -1,6 +1,5 @@
 """One contract for every implementation of the selective scan, against the float32 reference."""
 
-import contextlib
 import functools
 
 import jax
@@ -8,85 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_data import golden_arrays
-from jax.sharding import NamedSharding, PartitionSpec
+from scan_contract import (
+    OPTIONAL,
+    TESTED,
+    assert_close_to_reference,
+    assert_like_reference,
+    random_arguments,
+    value_and_gradients,
+)
 from tolerances import assert_close, rounding
 
-from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
-from jaxmamba3d.ops.backend import compile_for
-from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, blocks, selective_scan, unsupported_reason
+from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, blocks, selective_scan
 from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
 from jaxmamba3d.ops.selective_scan.xla import SequentialScan
 
-OPTIONAL = ("D", "z", "delta_bias", "h0")
-
-needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="there is one device only")
-needs_four_devices = pytest.mark.skipif(jax.device_count() < 4, reason="there are no four devices")
-
-
-@pytest.fixture(autouse=True)
-def small_steps():
-    """Kernels unroll fewer tokens than they would, for the interpreter compiles each one anew."""
-    with override_blocks(stride=2):
-        yield
-
-
-def random_arguments(batch, length, channels, state, dtype="float32", seed=0):
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return jnp.asarray(rng.standard_normal(shape), dtype)
-
-    return {
-        "u": normal(batch, length, channels),
-        "delta": jnp.abs(normal(batch, length, channels)) / 4,  # positive: stable without softplus too
-        "A": -jnp.exp(jnp.asarray(rng.standard_normal((channels, state)), jnp.float32)),
-        "B": normal(batch, length, state),
-        "C": normal(batch, length, state),
-        "D": normal(channels),
-        "z": normal(batch, length, channels),
-        "delta_bias": jnp.abs(normal(channels)) / 4,
-        "h0": normal(batch, channels, state).astype(jnp.float32),
-    }
-
-
-TESTED = [
-    name
-    for name in sorted(set(IMPLEMENTATIONS) - {"reference", "pallas_mosaic_gpu"})
-    if not unsupported_reason(name, **random_arguments(1, 2, 4, 3))
-]
-"""All that run here; pallas_mosaic_gpu supports other calls: test_pallas_mosaic_gpu.py has them."""
 XLA = [name for name in TESTED if name.startswith("xla")]
 
-
-def value_and_gradients(arguments, implementation, **options):
-    """y, last state and the gradient of every argument of a random scalar of both."""
-
-    def loss(arguments):
-        y, last = selective_scan(
-            **arguments, return_last_state=True, implementation=implementation, **options
-        )
-        rng = np.random.default_rng(1)
-        weights = [jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in (y, last)]
-        return jnp.sum(y.astype(jnp.float32) * weights[0]) + jnp.sum(last * weights[1]), (y, last)
-
-    (_, (y, last)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arguments)
-    return {"y": y, "last_state": last} | {f"gradient of {k}": v for k, v in gradients.items()}
-
-
-def assert_like_reference(arguments, implementation, tolerance, **options):
-    actual = value_and_gradients(arguments, implementation, **options)
-    assert_close_to_reference(
-        actual, value_and_gradients(arguments, "reference", **options), implementation, tolerance
-    )
-
-
-def assert_close_to_reference(actual, expected, implementation, tolerance):
-    for name, value in expected.items():
-        assert actual[name].dtype == value.dtype, name
-        assert_close(actual[name], value, tolerance, f"{implementation} {name}")
-
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 SHAPES = {
     "one token": (1, 1, 4, 3),
@@ -210,27 +149,6 @@ def test_kernels_run_once_for_parameters_of_each_mapped_call(implementation):
             assert_close(y[i, j], expected, rounding("float32", 9))
 
 
-@needs_two_devices
-@pytest.mark.parametrize("implementation", TESTED)
-@pytest.mark.parametrize("sharded_axis", ["batch", "channels"])
-def test_two_devices(implementation, sharded_axis):
-    arguments = random_arguments(2, 300, 6, 4)
-    mesh = jax.sharding.Mesh(jax.devices()[:2], ("x",))
-    batch, channel = ("x", None) if sharded_axis == "batch" else (None, "x")
-    specs = {
-        "u": (batch, None, channel),
-        "A": (channel, None),
-        "B": (batch, None, None),
-        "D": (channel,),
-        "h0": (batch, channel, None),
-    }
-    specs |= {"delta": specs["u"], "z": specs["u"], "C": specs["B"], "delta_bias": specs["D"]}
-    placed = {
-        k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(*specs[k]))) for k, v in arguments.items()
-    }
-    assert_like_reference(placed, implementation, rounding("float32", 300), delta_softplus=True)
-
-
 @pytest.mark.parametrize("implementation", TESTED)
 def test_gradients_of_several_losses(implementation, monkeypatch):
     """Also where the backward pass alone is mapped, and its larger batch would be cut into other chunks."""
@@ -246,16 +164,6 @@ def test_gradients_of_several_losses(implementation, monkeypatch):
     (expected,) = jax.vmap(pull_back("reference"))(weights)
     for name, value in expected.items():
         assert_close(found[name], value, rounding("float32", 100), name)
-
-
-@needs_two_devices
-def test_devices_cut_their_part_as_all_would_be_cut(monkeypatch):
-    monkeypatch.setattr(blocks, "FORWARD_PROGRAMS", 2)
-    assert blocks.triton_chunk(1, 100, 4) != blocks.triton_chunk(2, 100, 4)
-    place = NamedSharding(jax.sharding.Mesh(jax.devices()[:2], ("x",)), PartitionSpec("x"))
-    arguments = random_arguments(2, 100, 4, 3)
-    placed = {k: jax.device_put(v, place) if v.ndim == 3 else v for k, v in arguments.items()}
-    assert_like_reference(placed, "pallas_triton", rounding("float32", 100), delta_softplus=True)
 
 
 def test_gradients_of_bfloat16_weights_are_rounded_once():
@@ -274,63 +182,6 @@ def test_gradients_of_bfloat16_weights_are_rounded_once():
     for name in ("u", "B", "C"):
         rounded = np.asarray(found[name], np.float32)
         assert np.all(np.abs(rounded - expected[name]) <= 2.0**-8 * np.abs(expected[name]) + 1e-5), name
-
-
-@needs_two_devices
-@pytest.mark.parametrize("implementation", TESTED)
-@pytest.mark.parametrize("mesh_is_set", [False, True])
-def test_a_sharded_batch_stays_where_it_is(implementation, mesh_is_set):
-    """No sequence goes to another device; the gradients of the parameters do, once."""
-    arguments = random_arguments(2, 40, 3, 2)
-    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
-    parameters = ("A", "D", "delta_bias")
-    placed = {
-        k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(None if k in parameters else "data")))
-        for k, v in arguments.items()
-    }
-    gradient = jax.grad(lambda a: jnp.sum(selective_scan(**a, implementation=implementation) ** 2))
-    with jax.set_mesh(mesh) if mesh_is_set else contextlib.nullcontext():
-        text = jax.jit(gradient).lower(placed).compile().as_text()
-    assert "all-reduce" in text
-    for collective in ("all-gather", "all-to-all", "collective-permute"):
-        assert collective not in text
-
-
-@needs_four_devices
-@pytest.mark.parametrize("implementation", [name for name in TESTED if "pallas" in name])
-@pytest.mark.parametrize("batch", [2, 3])
-def test_a_mesh_that_is_set(implementation, batch):
-    """Kernels run on each device's part of the batch, or on all of it where it does not divide.
-
-    Along axes of the mesh that are not the batch's all devices do the same.
-    """
-    arguments = random_arguments(batch, 20, 3, 2)
-    devices = np.array(jax.devices()[:4]).reshape(2, 2)
-    with jax.set_mesh(jax.sharding.Mesh(devices, ("data", "model"))):
-        jaxpr = str(
-            jax.make_jaxpr(functools.partial(selective_scan, implementation=implementation))(
-                *(arguments[k] for k in ["u", "delta", "A", "B", "C"])
-            )
-        )
-        assert "shard_map" in jaxpr
-        assert_like_reference(arguments, implementation, rounding("float32", 20))
-
-
-@needs_two_devices
-def test_explicit_axes_are_left_to_xla():
-    arguments = random_arguments(2, 20, 3, 2)
-    explicit = (jax.sharding.AxisType.Explicit,)
-    mesh = jax.make_mesh((2,), ("data",), explicit, devices=jax.devices()[:2])
-    place = NamedSharding(mesh, PartitionSpec("data"))
-    placed = {k: jax.device_put(v, place) if v.ndim == 3 else v for k, v in arguments.items()}
-    with jax.set_mesh(mesh):
-        with pytest.raises(
-            UnsupportedError, match=r"over explicit axes, such as u's data: make the mesh with"
-        ):
-            selective_scan(**placed, implementation="pallas_triton")
-        with compile_for("gpu"):
-            y = selective_scan(**placed)
-    assert_close(y, selective_scan(**arguments, implementation="reference"), rounding("float32", 20))
 
 
 @pytest.mark.parametrize("implementation", ["reference", *TESTED])

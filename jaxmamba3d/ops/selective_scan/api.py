@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmamba3d.checks import UnsupportedError, check_choice, check_shape, check_that
-from jaxmamba3d.ops.backend import explicit_axes, target_backend
+from jaxmamba3d.ops.backend import target_backend
 from jaxmamba3d.ops.selective_scan import (
     pallas_mosaic_gpu,
     pallas_mosaic_tpu,
@@ -18,6 +18,7 @@ from jaxmamba3d.ops.selective_scan import (
     xla,
 )
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+from jaxmamba3d.ops.selective_scan.devices import varying_axes, varying_together
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
 
 logger = logging.getLogger(__name__)
@@ -48,9 +49,10 @@ def _kernel(module) -> Implementation:
         return module.scan(KernelOptions(delta_softplus, reverse, interpret), arguments)
 
     def unsupported_reason(arguments, backend):
-        if axes := explicit_axes(arguments.u):
-            wish = "make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * its axes"
-            return f"kernels are not shared out over explicit axes, such as u's {', '.join(axes)}: {wish}"
+        if backend == "cpu" and (axes := varying_axes(arguments)):
+            return (
+                f"interpreted inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
+            )
         return module.unsupported_reason(arguments, backend)
 
     return Implementation(run, unsupported_reason)
@@ -126,9 +128,9 @@ def selective_scan(
     Derivatives: in reverse mode. Those of the kernels cannot be differentiated again, and none has a
     forward mode (`jax.jvp`) but `reference`.
 
-    Several devices: a batch that is sharded stays where it is; for the kernel on TPUs, set a mesh
-    (`jax.set_mesh`) with an axis named data, over which the batch is then shared out. Its axes must be
-    automatic, `AxisType.Auto`, for the kernels: over explicit ones the XLA implementations run.
+    Several devices: a batch that is sharded stays where it is, over explicit axes and inside of
+    `jax.shard_map` too. For the kernel on TPUs and automatic axes, set a mesh (`jax.set_mesh`) with an axis
+    named data, over which the batch is then shared out.
 
     Raises:
         ValueError: a shape or dtype does not fit, or the implementation is unknown.
@@ -140,7 +142,7 @@ def selective_scan(
     """
     arguments = ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0)
     _check(arguments)
-    arguments = arguments.with_float32_parameters()
+    arguments = varying_together(arguments.with_float32_parameters())
     backend = target_backend()
     if implementation is None:
         implementation = _first_supporting(arguments, backend)

@@ -1,27 +1,21 @@
 """What makes a differentiable scan of a kernel's forward and backward pass.
 
-A kernel is opaque to JAX: here it learns how a kernel is differentiated (`jax.custom_vjp`), that sequences
-are independent, so that a batch sharded over devices stays where it is, and that a mapped axis is more batch
-(`custom_vmap`). A batch is shared out by `jax.shard_map` over the batch axes of the mesh that `jax.set_mesh`
-set; without one by `custom_partitioning`, which TPUs lack (github.com/jax-ml/jax/issues/38196).
+A kernel is opaque to JAX: here it learns how a kernel is differentiated (`jax.custom_vjp`), that a mapped
+axis is more batch (`custom_vmap`), and that devices may share sequences out (`on_devices`).
 
 Inside, parameters have an axis [G] in front, for G scans in one call: sequence b has those of b % G.
 """
 
 import functools
-import itertools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmamba3d.ops.backend import batch_axes, target_backend
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+from jaxmamba3d.ops.selective_scan.devices import on_devices, split_by_sequence
 
 
 class KernelOptions(NamedTuple):
@@ -118,7 +112,8 @@ def differentiable_scan(
         return (_merged(g_sequences, jax.tree.map(lambda x: jnp.sum(x, axis=0), g_parameters)),)
 
     scan.defvjp(forward, backward)
-    return scan
+    # What is split otherwise over explicit axes gets its gradient back as it was.
+    return lambda options, arguments: scan(options, _merged(*split_by_sequence(*_split(arguments))))
 
 
 def _split(arguments: ScanArguments) -> tuple[ScanArguments, ScanArguments]:
@@ -137,13 +132,7 @@ def _each_sequence(function, partition: bool):
 
     @custom_vmap
     def mapped(batched, parameters):
-        if not partition:
-            return function(batched, parameters)
-        if axes := batch_axes():
-            return _over_mesh(function, axes, batched, parameters)
-        if target_backend() == "tpu":  # which does not know custom_partitioning
-            return function(batched, parameters)
-        return _partitioned(function, batched, parameters)
+        return on_devices(function, batched, parameters) if partition else function(batched, parameters)
 
     @mapped.def_vmap
     def rule(size, is_mapped, batched, parameters):
@@ -170,57 +159,3 @@ def _fold(size, array, is_mapped):
 
 def _unfold(size, array):
     return jnp.swapaxes(array.reshape(-1, size, *array.shape[1:]), 0, 1)
-
-
-def _over_mesh(function, axes, batched, parameters):
-    """The call on each device's part of the batch, in the mesh that `jax.set_mesh` set."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = math.prod(mesh.shape[axis] for axis in axes)
-    batch, groups = (jax.tree.leaves(x)[0].shape[0] for x in (batched, parameters))
-    whole = PartitionSpec()
-    split = whole if batch % (devices * groups) else PartitionSpec(axes)
-    # Along the mesh's other axes every device does the same: no kernel can be shared out by itself.
-    names = set(mesh.auto_axes)
-    return jax.shard_map(
-        function, in_specs=(split, whole), out_specs=split, axis_names=names, check_vma=False
-    )(batched, parameters)
-
-
-def _partitioned(function, batched, parameters):
-    """The call, telling the partitioner that the first axis of `batched` and of the result may be split."""
-    leaves, tree = jax.tree.flatten((batched, parameters))
-    count = len(jax.tree.leaves(batched))
-    shapes, result_tree = jax.tree.flatten(jax.eval_shape(function, batched, parameters))
-
-    def flat(*leaves):
-        return tuple(jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves))))
-
-    batch = leaves[0].shape[0]
-    groups = jax.tree.leaves(parameters)[0].shape[0]
-
-    def partition(mesh, arguments, results):
-        # Whatever else the arrays were split along, kernels get them split along the batch alone, and that
-        # not within a group of sequences that have parameters of their own.
-        axes = arguments[0].sharding.spec[:1]
-        shards = batch // NamedSharding(mesh, PartitionSpec(*axes)).shard_shape((batch,))[0]
-        if batch // shards % groups:
-            axes = ()
-        split, together = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (axes, ()))
-        placements = tuple(split if n < count else together for n in range(len(arguments)))
-        return mesh, flat, (split,) * len(results), placements
-
-    names = (f"x{n}" for n in itertools.count())
-    whole = []
-
-    def factors(array, is_batched):
-        rest = list(itertools.islice(names, array.ndim - is_batched))
-        whole.extend(rest)
-        return " ".join(["b"] * is_batched + rest)
-
-    inputs = ", ".join(factors(leaf, n < count) for n, leaf in enumerate(leaves))
-    outputs = ", ".join(factors(shape, True) for shape in shapes)
-    call = custom_partitioning(flat)
-    call.def_partition(
-        partition=partition, sharding_rule=f"{inputs} -> {outputs}", need_replication_factors=tuple(whole)
-    )
-    return jax.tree.unflatten(result_tree, call(*leaves))

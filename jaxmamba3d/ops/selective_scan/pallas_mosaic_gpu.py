@@ -18,6 +18,7 @@ from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import mosaic_gpu_blocks
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
+from jaxmamba3d.ops.selective_scan.devices import varying_axes
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -54,6 +55,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
     if old := older_gpu_than(OLDEST_CAPABILITY):
         return f"it needs a Hopper GPU or newer, and this one is of compute capability {old}"
+    if axes := varying_axes(arguments):
+        return f"inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
     channels, states = arguments.A.shape
     if channels % TILE:
         return f"it works on {TILE} channels at a time, and {channels} are no multiple of that"

@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import LANES, tpu_blocks
+from jaxmamba3d.ops.selective_scan.devices import results_like
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -199,7 +200,7 @@ def _token_scratch(call: Call) -> TokenScratch:
     return TokenScratch(row, row, column, column)
 
 
-def _pallas_call(call: Call, kernel, name: str, **options):
+def _run(call: Call, kernel, name: str, operands, out_shape, **options):
     return pl.pallas_call(
         functools.partial(kernel, call),
         name=f"selective_scan_{name}",
@@ -209,8 +210,9 @@ def _pallas_call(call: Call, kernel, name: str, **options):
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=call.blocks.vmem_limit_bytes,
         ),
+        out_shape=results_like(out_shape, operands),
         **options,
-    )
+    )(*operands)
 
 
 def _call(options: KernelOptions, arguments: ScanArguments) -> Call:
@@ -241,23 +243,24 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         h0 = jnp.swapaxes(arguments.h0, 1, 2)
     last_shape, last_block = _tiled(call, states)
     input_blocks = _input_blocks(call, inputs, False)
-    y, h_in, last_state = _pallas_call(
+    y, h_in, last_state = _run(
         call,
         _forward_kernel,
         "forward",
-        in_specs=[input_blocks, _state_block(call)],
-        out_shape=[
+        (inputs, h0),
+        [
             jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype),
             jax.ShapeDtypeStruct((batch, call.chunks, states, channels), jnp.float32),
             last_shape,
         ],
+        in_specs=[input_blocks, _state_block(call)],
         out_specs=[input_blocks.u, _border_block(call, False), last_block],
         scratch_shapes=[
             _token_scratch(call),
             pltpu.VMEM((call.tiles, states, call.blocks.tile), jnp.float32),
             pltpu.VMEM((call.blocks.chunk, call.blocks.tile), jnp.float32),
         ],
-    )(inputs, h0)
+    )
     return _turned(y, channels), jnp.swapaxes(_untiled(call, last_state), 1, 2), h_in
 
 
@@ -287,12 +290,13 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
     )
     chunk, tile = call.blocks.chunk, call.blocks.tile
     row = pltpu.VMEM((chunk, tile), jnp.float32)
-    (g,) = _pallas_call(
+    (g,) = _run(
         call,
         _gradient_kernel,
         "gradient",
+        (inputs, h_in, jnp.swapaxes(g_last, 1, 2)),
+        [shapes],
         in_specs=[blocks, _border_block(call, True), _state_block(call)],
-        out_shape=[shapes],
         out_specs=[specs],
         scratch_shapes=[
             _token_scratch(call),
@@ -304,7 +308,7 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
                 g=pltpu.VMEM((call.tiles, call.states, tile), jnp.float32),
             ),
         ],
-    )(inputs, h_in, jnp.swapaxes(g_last, 1, 2))
+    )
     g_A, g_h0 = (jnp.swapaxes(_untiled(call, x), 1, 2) for x in (g.A, g.h0))
     g_D, g_bias = (None if x is None else _untiled(call, x)[:, 0] for x in (g.D, g.delta_bias))
     g_u, g_delta, g_z = (_turned(x, call.channels) for x in (g.u, g.delta, g.z))

@@ -21,6 +21,7 @@ from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import triton_blocks, triton_chunk
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
+from jaxmamba3d.ops.selective_scan.devices import results_like
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -43,9 +44,7 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return "it lowers through Triton, for NVIDIA GPUs"
     if old := older_gpu_than(OLDEST_CAPABILITY):
         return f"Triton needs an Ampere GPU or newer, and this one is of compute capability {old}"
-    (batch, length, channels), state = arguments.u.shape, arguments.A.shape[1]
-    if batch * length * max(channels, state) >= 2**31:
-        return "its addresses are 32 bits wide, too few for sequences of 2^31 numbers in all"
+    state = arguments.A.shape[1]
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
     return None
@@ -151,33 +150,35 @@ def _own_block(array: jax.ShapeDtypeStruct) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, None, *shape), lambda b, s, c: (b, s, c, *[0] * len(shape)))
 
 
-def _pallas_call(call: Call, kernel, name: str, warps: int, **options):
+def _run(call: Call, kernel, name: str, warps: int, operands, out_shape, **options):
     return pl.pallas_call(
         functools.partial(kernel, call),
         name=f"selective_scan_{name}",
         interpret=call.options.interpret,
         compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
+        out_shape=results_like(out_shape, operands),
         **options,
-    )
+    )(*operands)
 
 
-def _forward_call(call: Call, kernel, name: str, inputs: KernelInputs, states, out_shape, out_specs):
+def _run_forward(call: Call, kernel, name: str, inputs: KernelInputs, states, out_shape, out_specs):
     """A kernel whose program is one chunk by one tile."""
     blocks = call.blocks
     batch, width = inputs.u.shape[0], blocks.forward_tile
-    return _pallas_call(
+    return _run(
         call,
         kernel,
         name,
         blocks.forward_warps,
+        (inputs, *states),
+        out_shape,
         grid=(batch, call.chunks, pl.cdiv(call.channels, width)),
         in_specs=[
             _input_blocks(call, inputs, blocks.chunk, width),
             *(_state_block(call, None, width) for _ in states),
         ],
-        out_shape=out_shape,
         out_specs=out_specs,
-    )(inputs, *states)
+    )
 
 
 def _forward_pass(options: KernelOptions, arguments: ScanArguments):
@@ -186,7 +187,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     batch, width = inputs.u.shape[0], call.blocks.forward_tile
     state = (call.states, call.channels)
     h0 = jnp.zeros((batch, *state), jnp.float32) if arguments.h0 is None else jnp.swapaxes(arguments.h0, 1, 2)
-    ends, spans = _forward_call(
+    ends, spans = _run_forward(
         call,
         _summary_kernel,
         "summary",
@@ -204,7 +205,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     h_in, last_state = join_chunks(
         ends, spans, for_each_sequence(inputs.A, batch), h0, reverse=call.options.reverse
     )
-    (y,) = _forward_call(
+    (y,) = _run_forward(
         call,
         _output_kernel,
         "output",
@@ -221,7 +222,7 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     inputs = kernel_inputs(arguments, g_out)
     call = _call(options, inputs)
     blocks, batch = call.blocks, inputs.u.shape[0]
-    (g_ends,) = _forward_call(
+    (g_ends,) = _run_forward(
         call,
         _adjoint_summary_kernel,
         "adjoint_summary",
@@ -277,19 +278,20 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     memory = GradientMemory(kept_states, sums, sums)
     state = _state_block(call, None, width)
     blocks_out = ScanArguments(row, row, state, column, column, parameter, row, parameter, None)
-    g, _ = _pallas_call(
+    g, _ = _run(
         call,
         gradient_kernel,
         "gradient",
         blocks.gradient_warps,
+        (inputs, h_in, g_in),
+        [shapes, memory],
         grid=(batch, slots, splits),
         in_specs=[
             _input_blocks(call, inputs, tokens, width),
             *[_state_block(call, blocks.run, width)] * 2,
         ],
-        out_shape=[shapes, memory],
         out_specs=[where_present(blocks_out, shapes), jax.tree.map(_own_block, memory)],
-    )(inputs, h_in, g_in)
+    )
     g_B, g_C = (jnp.sum(x, axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C)))
     g_D, g_bias = (None if x is None else jnp.sum(x, axis=(1, 2)) for x in (g.D, g.delta_bias))
     g_A, g_h0 = (jnp.swapaxes(x, 1, 2) for x in (jnp.sum(g.A, axis=1), g_h0))
