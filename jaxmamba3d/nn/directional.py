@@ -12,6 +12,7 @@ from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.backend import target_backend
 from jaxmamba3d.ops.scan_orders import SCAN_ORDERS, to_tokens, to_volume
 from jaxmamba3d.ops.selective_scan.blocks import leaves_gpu_idle
+from jaxmamba3d.ops.selective_scan.devices import sequences_a_device
 
 
 class BidirectionalMambaBlock(nnx.Module):
@@ -79,8 +80,9 @@ class MultiOrderMambaBlock(nnx.Module):
         sequences = [to_tokens(x, order) for order in self.orders]
         in_one_call = self.in_one_call
         if in_one_call is None:
+            batch, length = sequences_a_device(x), sequences[0].shape[1]
             inner = self.blocks[0].forward.mamba.D.shape[0]
-            in_one_call = target_backend() == "gpu" and leaves_gpu_idle(*sequences[0].shape[:2], inner)
+            in_one_call = target_backend() == "gpu" and leaves_gpu_idle(batch, length, inner)
         if in_one_call:
             mixed = self._together(sequences)
         else:

@@ -18,6 +18,7 @@ from tolerances import assert_close, rounding
 
 from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.ops.selective_scan import blocks, selective_scan
+from jaxmamba3d.ops.selective_scan.devices import sequences_a_device
 
 PALLAS = [name for name in TESTED if "pallas" in name]
 PARAMETERS = ("A", "D", "delta_bias")
@@ -155,3 +156,16 @@ def test_inside_of_a_shard_map(implementation, checked):
     }
     found = jax.jit(over_mesh)(arguments)
     assert_close_to_reference(found, joined, implementation, rounding("float32", 40))
+
+
+@needs_two_devices
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_device_gets_its_part_of_the_sequences(axis_type):
+    mesh = mesh_of(2, axis_type)
+    for batch, expected in ((4, 2), (3, 3)):
+        u = jnp.ones((batch, 5))
+        if batch % 2 == 0:
+            u = jax.device_put(u, NamedSharding(mesh, PartitionSpec("data")))
+        assert sequences_a_device(u) == (batch if axis_type == AxisType.Auto else expected)
+        with jax.set_mesh(mesh):
+            assert sequences_a_device(u) == expected

@@ -33,6 +33,15 @@ def on_devices(function, batched, parameters):
     return _partitioned(function, batched, parameters)
 
 
+def sequences_a_device(array) -> int:
+    """How many of the sequences of an array [B, ...] each device gets, as far as that is known in advance."""
+    mesh, axes = _explicit_mesh(array)
+    if not mesh.explicit_axes:
+        mesh, axes = jax.sharding.get_abstract_mesh(), batch_axes()
+    batch, devices = array.shape[0], _devices(mesh, axes)
+    return batch if batch % devices else batch // devices
+
+
 def split_by_sequence(batched, parameters):
     """Arrays over explicit axes with `batched` split along the batch alone, and parameters whole."""
     mesh, axes = _explicit_mesh(batched)
@@ -49,9 +58,13 @@ def _explicit_mesh(batched) -> tuple[AbstractMesh, tuple[str, ...]]:
     return sharding.mesh, () if axes is None else axes if isinstance(axes, tuple) else (axes,)
 
 
+def _devices(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def _over_mesh(function, mesh: AbstractMesh, axes: tuple[str, ...], batched, parameters):
     """The call with the batch split along axes of a mesh; along its others every device does the same."""
-    devices = math.prod(mesh.shape[axis] for axis in axes)
+    devices = _devices(mesh, axes)
     batch, groups = (jax.tree.leaves(x)[0].shape[0] for x in (batched, parameters))
     whole = PartitionSpec()
     split = whole if batch % (devices * groups) else PartitionSpec(axes)

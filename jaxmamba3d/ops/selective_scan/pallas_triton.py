@@ -21,7 +21,7 @@ from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import triton_blocks, triton_chunk
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
-from jaxmamba3d.ops.selective_scan.devices import results_like
+from jaxmamba3d.ops.selective_scan.devices import results_like, sequences_a_device
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -303,5 +303,6 @@ _scan = differentiable_scan(_forward_pass, _backward_pass)
 
 
 def scan(options: KernelOptions, arguments: ScanArguments) -> tuple[jax.Array, jax.Array]:
-    """See `differentiable_scan`; the chunks are those of the whole call."""
-    return _scan(options._replace(chunk=triton_chunk(*arguments.u.shape)), arguments)
+    """See `differentiable_scan`; forward and backward pass have the chunks that suit a device's part."""
+    chunk = triton_chunk(sequences_a_device(arguments.u), *arguments.u.shape[1:])
+    return _scan(options._replace(chunk=chunk), arguments)
