@@ -173,6 +173,12 @@ def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
             unsupported_reason("pallas_mosaic_tpu", **half)
             == "it takes float32 and bfloat16, and not float16"
         )
+        for channels, reason in (
+            (5120, None),
+            (8192, "8192 channels of 256 states are more than its memory (VMEM) holds"),
+        ):
+            many = abstract_arguments(1, 8, channels, 256, "float32")
+            assert unsupported_reason("pallas_mosaic_tpu", **many) == reason
 
 
 AHEAD_OF_TIME = """

@@ -12,7 +12,8 @@ holds the states of a step in registers, at most 128 of them, and one state a st
 so that two programs share a processor.
 
 TPU: blocks of time are whole lanes, 128 tokens or twice that, and the states of a chunk, the largest part of
-VMEM, take at most 16 MB.
+VMEM, take at most 16 MB. Arrays [N, D] stay there for all of a sequence: the running gradient of the state,
+and, twice, for they are outputs, the gradients of A and h0.
 """
 
 import contextlib
@@ -35,7 +36,9 @@ WARPGROUP_TILE = 64
 LONGEST_STEP, STEP_STATES = 8, 256
 KEPT_STATE_BYTES = 64 * 2**10
 LANES, SUBLANES = 128, 8
-TPU_WORKING_BYTES = 16 * 2**20
+TPU_WORKING_BYTES, TPU_VMEM_BYTES = 16 * 2**20, 60 * 2**20
+"""For all else, and what a core has at least, a little of it left to the compiler."""
+WHOLE_STATES = 5
 
 _overrides: contextvars.ContextVar[dict[str, int]] = contextvars.ContextVar("overrides", default={})  # noqa: B039
 
@@ -141,8 +144,10 @@ def tpu_blocks(length: int, channels: int, states: int) -> TpuBlocks:
     """The sizes for a call of [B, L, D] with N states."""
     longest = 2 * LANES if states <= LANES // 2 else LANES
     chunk, tile = min(length, longest), min(channels, LANES)
-    kept_states = 4 * longest * max(states, SUBLANES) * LANES
-    return _overridden(TpuBlocks(chunk, tile, vmem_limit_bytes=kept_states + TPU_WORKING_BYTES))
+    state_bytes = 4 * max(states, SUBLANES) * LANES  # of one tile of channels
+    states_at_once = longest + WHOLE_STATES * math.ceil(channels / LANES)
+    vmem_limit_bytes = states_at_once * state_bytes + TPU_WORKING_BYTES
+    return _overridden(TpuBlocks(chunk, tile, vmem_limit_bytes))
 
 
 @contextlib.contextmanager

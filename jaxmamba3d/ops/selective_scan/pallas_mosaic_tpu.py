@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
-from jaxmamba3d.ops.selective_scan.blocks import LANES, tpu_blocks
+from jaxmamba3d.ops.selective_scan.blocks import LANES, TPU_VMEM_BYTES, tpu_blocks
 from jaxmamba3d.ops.selective_scan.devices import results_like
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
@@ -47,9 +47,11 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     sequences = (arguments.u, arguments.delta, arguments.B, arguments.C, arguments.z)
     if other := {str(x.dtype) for x in sequences if x is not None} - {"float32", "bfloat16"}:
         return f"it takes float32 and bfloat16, and not {min(other)}"
-    state = arguments.A.shape[1]
+    channels, state = arguments.A.shape
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
+    if tpu_blocks(arguments.u.shape[1], channels, state).vmem_limit_bytes > TPU_VMEM_BYTES:
+        return f"{channels} channels of {state} states are more than its memory (VMEM) holds"
     return None
 
 
