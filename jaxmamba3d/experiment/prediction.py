@@ -13,9 +13,9 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data import Case, cases_in_folds, check_images, find_images, is_dataset, read_dataset
 from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
 from jaxmamba3d.files import check_writable
-from jaxmamba3d.inference import make_net_predictor, predict_cases
+from jaxmamba3d.inference import WindowPredictor, make_net_predictor, predict_cases
 from jaxmamba3d.run import Run
-from jaxmamba3d.training import restore_params
+from jaxmamba3d.training import compile_fitting, devices_for, memory_limit, restore_params
 
 logger = logging.getLogger(__name__)
 
@@ -74,20 +74,11 @@ def predict(
     apart = Path(output).resolve() not in inputs
     check_that(apart, "output", "another folder than the images', which would be overwritten", str(output))
     check_writable(output, "output")
-    net = run.abstract_net()
-    template = nnx.state(net, nnx.Param)
+    config, template = run.config, nnx.state(run.abstract_net(), nnx.Param)
     weights = [restore_params(run.fold_folder(fold) / "checkpoints", template, checkpoint) for fold in folds]
-    config = run.config
     mirroring = config.predict.mirroring if mirroring is None else mirroring
     mirror_axes = config.train.mirror_axes if mirroring else ()
-    predictor = make_net_predictor(
-        net,
-        run.configuration.patch_size,
-        run.net.num_classes,
-        mirror_axes=mirror_axes,
-        window_batch=config.predict.window_batch,
-        devices=jax.local_devices(),
-    )
+    predictor = _predictor(run, mirror_axes)
     steps = postprocessing.steps if postprocessing else ()
     if steps:
         names = ", ".join(trial.structure for trial in postprocessing.trials if trial.kept)
@@ -108,4 +99,40 @@ def predict(
             "mirror_axes": mirror_axes,
             "postprocessing": steps,
         },
+    )
+
+
+def check_window_batch(run: Run) -> None:
+    """Refuses before a training what its devices could not predict with after it.
+
+    A training step holds more than the prediction of as many windows, where every device has all parameters;
+    else the prediction is compiled here, which shows what it needs, for devices that tell their memory.
+
+    Raises:
+        ValueError: a batch of windows needs more memory than a device has.
+    """
+    train, windows = run.config.train, run.config.predict.window_batch
+    batch_size = run.configuration.batch_size
+    devices = devices_for(batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
+    predictor = _predictor(run, run.config.train.mirror_axes if run.config.predict.mirroring else ())
+    as_many = windows * train.accumulate * len(devices) <= batch_size and train.shard_parameters == 1
+    if as_many or memory_limit(predictor.mesh) is None:
+        return
+    lowered = predictor.lower(nnx.state(run.abstract_net(), nnx.Param), run.net.in_channels)
+    compile_fitting(
+        lowered,
+        predictor.mesh,
+        step=f"prediction of {windows} windows at once",
+        advice="lower predict.window_batch",
+    )
+
+
+def _predictor(run: Run, mirror_axes: Sequence[int]) -> WindowPredictor:
+    return make_net_predictor(
+        run.abstract_net(),
+        run.configuration.patch_size,
+        run.net.num_classes,
+        mirror_axes=mirror_axes,
+        window_batch=run.config.predict.window_batch,
+        devices=jax.local_devices(),
     )

@@ -6,12 +6,19 @@ import jax
 
 from jaxmamba3d.data import Workspace
 from jaxmamba3d.data.pipeline import training_batches
+from jaxmamba3d.experiment.prediction import check_window_batch
 from jaxmamba3d.run import Run
 from jaxmamba3d.training import SETTINGS, train_fold
 
 
 def train(run: Run, workspace: Workspace, fold: int) -> None:
-    """Trains a fold, or goes on where it stopped."""
+    """Trains a fold, or goes on where it stopped.
+
+    Raises:
+        ValueError: see `check_window_batch` and `train_fold`.
+        FloatingPointError, InterruptedTraining: see `train_fold`.
+    """
+    check_window_batch(run)
     data, train_config = run.config.data, run.config.train
     split = workspace.split(fold)
     plan, task = run.configuration, run.task()

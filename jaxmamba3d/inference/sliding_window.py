@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
@@ -41,6 +41,8 @@ class WindowPredictor:
         place: variables -> the same on every device that takes part; nothing is copied that is there already.
         weighted_logits: (placed variables, windows [B, X, Y, Z, C]) -> mirrored-mean logits times
             `gaussian_weights`, [B, X, Y, Z, K] float32.
+        lower: (variables or their shapes, channels C) -> that function, ready to be compiled.
+        mesh: of the devices that take part.
     """
 
     patch_size: Triple
@@ -48,6 +50,8 @@ class WindowPredictor:
     window_batch: int
     place: Callable[[Any], Any]
     weighted_logits: Callable[[Any, np.ndarray], jax.Array]
+    lower: Callable[[Any, int], jax.stages.Lowered]
+    mesh: Mesh
 
 
 def make_window_predictor(
@@ -114,12 +118,20 @@ def make_window_predictor(
         with jax.set_mesh(mesh):
             return weighted_logits(variables, jax.device_put(windows, by_window))
 
+    def lower(variables, channels):
+        windows = jax.ShapeDtypeStruct((windows_a_call, *patch_size, channels), jnp.float32)
+        with jax.set_mesh(mesh):
+            return weighted_logits.lower(variables, windows)
+
+    windows_a_call = window_batch if by_copy else window_batch * len(devices)
     return WindowPredictor(
         patch_size,
         num_classes,
-        window_batch if by_copy else window_batch * len(devices),
+        windows_a_call,
         place=functools.partial(jax.device_put, device=everywhere),
         weighted_logits=on_the_mesh,
+        lower=lower,
+        mesh=mesh,
     )
 
 

@@ -1,5 +1,6 @@
 """Training: mesh, optimizer, steps, loop, checkpoints and what people look at meanwhile."""
 
+from jaxmamba3d.training.ahead import compile_fitting, memory_limit
 from jaxmamba3d.training.checkpoint import SETTINGS, Checkpoints, has_checkpoint, restore_params, save_params
 from jaxmamba3d.training.loop import train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
@@ -16,6 +17,7 @@ __all__ = [
     "SETTINGS",
     "Checkpoints",
     "Task",
+    "compile_fitting",
     "devices_for",
     "first_process_alone",
     "first_process_first",
@@ -24,6 +26,7 @@ __all__ = [
     "join_processes",
     "learning_rate_at",
     "make_optimizer",
+    "memory_limit",
     "restore_params",
     "save_params",
     "train_fold",

@@ -1,4 +1,4 @@
-"""The training step, compiled before the first batch is read, which shows whether the device can hold it."""
+"""Programs compiled before the first batch is read, which shows whether the device can hold them."""
 
 import logging
 import re
@@ -21,18 +21,19 @@ logger = logging.getLogger(__name__)
 
 
 class StepTooLarge(ValueError):
-    """A training step needs more memory than a device has.
+    """A step needs more memory than a device has.
 
     Args:
+        step: what it is of, such as `training step`.
         limit: bytes of a device, None if not known.
         needed: bytes of the step, None if not known.
         found: what was found, in words.
+        advice: what can be done.
     """
 
-    def __init__(self, limit: int | None, needed: int | None, found: str):
+    def __init__(self, step: str, limit: int | None, needed: int | None, found: str, advice: str):
         memory = "memory" if limit is None else f"{limit / GIB:.1f} GiB"
-        wish = f"a training step must fit into the device's {memory}"
-        super().__init__(f"{wish}, got {found}; {MEMORY_ADVICE}")
+        super().__init__(f"a {step} must fit into the device's {memory}, got {found}; {advice}")
         self.needed = needed
 
 
@@ -65,12 +66,16 @@ def lower_train_step(
     return step.lower(state, task.training_batch(mesh))
 
 
-def compile_fitting(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
-    """Compiles a training step; to be called instead of the step, which would compile again.
+def compile_fitting(
+    lowered: jax.stages.Lowered, mesh: Mesh, *, step: str = "training step", advice: str = MEMORY_ADVICE
+) -> jax.stages.Compiled:
+    """Compiles a step; to be called instead of the step, which would compile again.
 
     Args:
         lowered: see `lower_train_step`.
         mesh: of the devices.
+        step: what it is, in words.
+        advice: what can be done where it is too large.
 
     Raises:
         StepTooLarge: the step needs more memory than a device has; what can be done is said.
@@ -82,17 +87,18 @@ def compile_fitting(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compi
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise StepTooLarge(limit, _bytes_in(str(error)), str(error).splitlines()[0]) from error
+        found = str(error).splitlines()[0]
+        raise StepTooLarge(step, limit, _bytes_in(str(error)), found, advice) from error
     seconds = time.perf_counter() - started
     needed = memory_needed(compiled)
     if needed is None or limit is None:
-        logger.info("training step compiled in %.0f s", seconds)
+        logger.info("%s compiled in %.0f s", step, seconds)
         return compiled
     amount = f"{needed / GIB:.1f}"
     if needed > limit:
-        raise StepTooLarge(limit, needed, f"a need of {amount} GiB")
-    what = "training step compiled in %.0f s; it takes %s of the %.1f GiB of a device"
-    logger.info(what, seconds, amount, limit / GIB)
+        raise StepTooLarge(step, limit, needed, f"a need of {amount} GiB", advice)
+    what = "%s compiled in %.0f s; it takes %s of the %.1f GiB of a device"
+    logger.info(what, step, seconds, amount, limit / GIB)
     return compiled
 
 

@@ -14,8 +14,11 @@ from jaxmamba3d.config import (
     PredictConfig,
 )
 from jaxmamba3d.data import Case, find_images, write_segmentation
+from jaxmamba3d.experiment import prediction
+from jaxmamba3d.experiment.training import train
 from jaxmamba3d.files import write_json
 from jaxmamba3d.inference.finished_cases import FinishedCases
+from jaxmamba3d.training import ahead, devices_for
 
 
 def test_volumes_of_any_size_are_predicted(finished, tmp_path):
@@ -137,3 +140,19 @@ def test_an_output_that_cannot_be_written_is_said_first(dataset, tmp_path):
             ValueError, match=r"output must be a folder that can be written, got .*file, which is no"
         ):
             experiment.run_experiment(small_config(dataset, output))
+
+
+def test_windows_that_no_device_can_predict_are_refused_before_training(finished, monkeypatch):
+    run, _ = finished
+    for module in (prediction, ahead):
+        monkeypatch.setattr(module, "memory_limit", lambda mesh: 2**16)
+
+    def with_windows(count):
+        predict = dataclasses.replace(run.config.predict, window_batch=count)
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, predict=predict))
+
+    patches_a_device = run.configuration.batch_size // len(devices_for(run.configuration.batch_size))
+    prediction.check_window_batch(with_windows(patches_a_device))  # a training step holds more
+    wish = r"a prediction of 64 windows at once must fit into the device's 0\.0 GiB, got a need of 0\.\d GiB"
+    with pytest.raises(ValueError, match=wish + "; lower predict.window_batch"):
+        train(with_windows(64), workspace=None, fold=0)
