@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxmamba3d.checks import MEMORY_ADVICE
 from jaxmamba3d.config import TrainConfig
-from jaxmamba3d.training.steps import TrainState, make_train_step
+from jaxmamba3d.training.steps import TrainState, make_train_step, make_validation_step
 from jaxmamba3d.training.task import Task
 
 GIB = 2**30
@@ -66,13 +66,23 @@ def lower_train_step(
     return step.lower(state, task.training_batch(mesh))
 
 
+def lower_validation_step(
+    net: nnx.Module, train: TrainConfig, task: Task, params: nnx.State, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The step of a validation, ready to be compiled for its batches; see `lower_train_step`."""
+    step = make_validation_step(
+        net, labels=task.labels, batch_dice=task.batch_dice, accumulate=train.accumulate
+    )
+    return step.lower(params, task.validation_batch(mesh))
+
+
 def compile_fitting(
     lowered: jax.stages.Lowered, mesh: Mesh, *, step: str = "training step", advice: str = MEMORY_ADVICE
 ) -> jax.stages.Compiled:
     """Compiles a step; to be called instead of the step, which would compile again.
 
     Args:
-        lowered: see `lower_train_step`.
+        lowered: see `lower_train_step` and `lower_validation_step`.
         mesh: of the devices.
         step: what it is, in words.
         advice: what can be done where it is too large.

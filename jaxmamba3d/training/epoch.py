@@ -179,7 +179,7 @@ def validation_epoch(
 
     Args:
         state: to validate.
-        validation_step: see `make_validation_step`.
+        validation_step: see `make_validation_step`, compiled or not.
         batches: see `training_batches`.
         mesh: of the devices.
         config: how many batches.
@@ -190,6 +190,8 @@ def validation_epoch(
     for batch in tqdm(steps, "validation", config.validation_steps, leave=False, disable=quiet):
         arrays = {name: array for name, array in batch.items() if name != CASE}
         *result, segmentation = validation_step(state.params, shard_batch(mesh, arrays))
+        if len(results) > 1:
+            jax.block_until_ready(results[-2])  # or else all batches would wait on the device at once
         results.append(result)
         if sample is None:
             # Of several processes the first device's part, which is that of the process's first samples.

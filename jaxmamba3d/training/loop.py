@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.config import ExperimentConfig
-from jaxmamba3d.training.ahead import compile_fitting, lower_train_step
+from jaxmamba3d.training.ahead import compile_fitting, lower_train_step, lower_validation_step
 from jaxmamba3d.training.checkpoint import Checkpoints, Position
 from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption
@@ -23,7 +23,7 @@ from jaxmamba3d.training.mesh import make_mesh, place_state
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import is_first_process
 from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
-from jaxmamba3d.training.steps import init_state, make_validation_step
+from jaxmamba3d.training.steps import init_state
 from jaxmamba3d.training.task import Task
 from jaxmamba3d.wording import duration
 
@@ -89,10 +89,11 @@ def train_fold(
             log = MetricsLog(folder, task.labels, start_epoch=position.epoch)
             stack.callback(log.close)
 
-        train_step = None
+        train_step = validation_step = None
         if position.epoch < train.epochs:
             train_step = compile_fitting(lower_train_step(net, optimizer, train, task, state, mesh), mesh)
-        validation_step = make_validation_step(net, labels=task.labels, batch_dice=task.batch_dice)
+            lowered = lower_validation_step(net, train, task, state.params, mesh)
+            validation_step = compile_fitting(lowered, mesh, step="validation step")
         while position.epoch < train.epochs:
             so_far = position.so_far
             state, stopped = train_epoch(

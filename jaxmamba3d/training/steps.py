@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxmamba3d.augment import AugmentationPlan, augment
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.losses import HardCounts, hard_counts, loss_of_sums, segmentation_loss, segmentation_sums
+from jaxmamba3d.losses import HardCounts, hard_counts, loss_of_sums, segmentation_sums
 from jaxmamba3d.ops.backend import batch_axes
 from jaxmamba3d.training.mesh import constrain_state, split_by_sample, whole_everywhere
 
@@ -99,6 +99,11 @@ def _in_parts(batch: jax.Array, count: int) -> jax.Array:
     return split_by_sample(batch.reshape(-1, count, *batch.shape[1:]).swapaxes(0, 1), axis=1)
 
 
+def _joined(parts: jax.Array) -> jax.Array:
+    """The inverse of `_in_parts`."""
+    return split_by_sample(parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:]))
+
+
 def _accumulated(sums_of, loss_from, params, parts):
     """Loss and gradient of a batch whose parts [parts, B, ...] come in turn.
 
@@ -128,24 +133,32 @@ def _first(parts):
 
 
 def make_validation_step(
-    net: nnx.Module, *, labels: Labels, batch_dice: bool
+    net: nnx.Module, *, labels: Labels, batch_dice: bool, accumulate: int = 1
 ) -> Callable[[nnx.State, Batch], tuple[jax.Array, HardCounts, jax.Array]]:
     """(params, batch) -> loss, voxel counts behind the pseudo-Dice, segmentation [B, X, Y, Z] int16.
 
     Args:
-        net, labels, batch_dice: see `make_train_step`.
+        net, labels, batch_dice, accumulate: see `make_train_step`.
     """
     graphdef = nnx.graphdef(net)
     counted = {"ignore_label": labels.ignore, "regions": labels.regions}
 
     @jax.jit
     def validation_step(params, batch):
-        logits = nnx.merge(graphdef, whole_everywhere(params))(batch["image"])
-        full = logits[0] if isinstance(logits, tuple) else logits
-        label = batch["label"]
-        loss = segmentation_loss(logits, label, batch_dice=batch_dice, **counted)
-        counts = hard_counts(full, label, **counted)
-        return *whole_everywhere((loss, counts)), split_by_sample(_segmentation(full, labels))
+        params = whole_everywhere(params)
+
+        def validate(part):
+            image, label = part
+            logits = nnx.merge(graphdef, params)(image)
+            full = logits[0] if isinstance(logits, tuple) else logits
+            sums = segmentation_sums(logits, label, batch_dice=batch_dice, **counted)
+            return sums, hard_counts(full, label, **counted), _segmentation(full, labels)
+
+        in_parts = functools.partial(_in_parts, count=accumulate)
+        *of_parts, segmentation = lax.map(validate, jax.tree.map(in_parts, (batch["image"], batch["label"])))
+        sums, counts = jax.tree.map(lambda x: jnp.sum(x, axis=0), of_parts)
+        loss = loss_of_sums(sums, batch_dice=batch_dice)
+        return *whole_everywhere((loss, counts)), _joined(segmentation)
 
     return validation_step
 

@@ -31,8 +31,15 @@ class Task:
 
     def training_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a batch shared out over a mesh: image [B, X, Y, Z, C] and label [B, X, Y, Z]."""
+        return self._batch(mesh, self.augmentation.initial_patch_size)
+
+    def validation_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Likewise, of the patches that the net sees."""
+        return self._batch(mesh, self.augmentation.patch_size)
+
+    def _batch(self, mesh, patch_size):
         sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-        shape = (self.batch_size, *self.augmentation.initial_patch_size)
+        shape = (self.batch_size, *patch_size)
         return {
             "image": jax.ShapeDtypeStruct((*shape, self.in_channels), jnp.float32, sharding=sharding),
             "label": jax.ShapeDtypeStruct(shape, jnp.int16, sharding=sharding),

@@ -12,13 +12,14 @@ from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.training import Task, ahead
-from jaxmamba3d.training.mesh import make_mesh, place_state, shard_batch
+from jaxmamba3d.training.mesh import make_mesh, mesh_over, place_state, shard_batch
 from jaxmamba3d.training.optimizer import make_optimizer
 from jaxmamba3d.training.steps import init_state
 
 NET = NetConfig("resunet", 1, 3, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
 PLAN = AugmentationPlan((8, 8, 8), rotate_and_scale=False, vary_intensities=False)
 BATCH = 8
+TASK = Task(BATCH, 1, Labels({"background": (0,), "a": (1,), "b": (2,)}), False, PLAN)
 GIB = 2**30
 
 
@@ -33,10 +34,9 @@ def started(mesh):
     net = build_net(NET, rngs=nnx.Rngs(0))
     train = TrainConfig(accumulate=2)
     optimizer = make_optimizer(OptimConfig(schedule="constant"), train)
-    task = Task(BATCH, 1, Labels({"background": (0,), "a": (1,), "b": (2,)}), False, PLAN)
     state = place_state(mesh, init_state(net, optimizer))
     with jax.set_mesh(mesh):
-        return state, ahead.lower_train_step(net, optimizer, train, task, state, mesh)
+        return state, ahead.lower_train_step(net, optimizer, train, TASK, state, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,18 @@ def test_steps_compile_nothing_more(compiled, started, mesh):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert int(state.step) == 3
+
+
+def test_a_validation_in_parts_holds_one_at_a_time():
+    net, mesh = build_net(NET, rngs=nnx.Rngs(0)), mesh_over(jax.devices()[:1], 1)
+
+    def needed(accumulate):
+        train = TrainConfig(accumulate=accumulate)
+        with jax.set_mesh(mesh):
+            lowered = ahead.lower_validation_step(net, train, TASK, nnx.state(net, nnx.Param), mesh)
+        return ahead.compile_fitting(lowered, mesh).memory_analysis().temp_size_in_bytes
+
+    assert needed(BATCH) < needed(1) / 2
 
 
 class FakeLowered:

@@ -67,7 +67,7 @@ def trained(net, devices, *, batch_dice, accumulate=1, shard_parameters=1):
             losses.append(float(metrics["loss"]))
             assert metrics["finite"]
         assert int(state.step) == STEPS
-        validation = make_validation_step(net, labels=LABELS, batch_dice=batch_dice)(
+        validation = make_validation_step(net, labels=LABELS, batch_dice=batch_dice, accumulate=accumulate)(
             state.params, shard_batch(mesh, batch)
         )
     return jax.device_get(state.params), losses, jax.device_get(validation)
