@@ -1,13 +1,18 @@
-"""Files that appear whole or not at all, and JSON whose errors name the file."""
+"""Files that appear whole or not at all, folders of one process alone, JSON whose errors name the file."""
 
 import contextlib
 import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -31,6 +36,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise unwritten(path, error) from error
         raise
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Keeps other processes that ask for it likewise out of a folder until the block ends, or the process.
+
+    Where the system or the file system knows no locks on folders, as NFS, nobody is kept out.
+
+    Args:
+        folder: made if missing.
+        busy: called if another process is in there; the block waits for it unless this raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def identify(paths: Iterable[Path]) -> FileIdentities:

@@ -16,7 +16,7 @@ from jaxmamba3d.data.planning import REFERENCE_GB, plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
-from jaxmamba3d.files import FileIdentities, check_writable, load_json, write_json
+from jaxmamba3d.files import FileIdentities, alone_in, check_writable, load_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,15 @@ class Workspace:
     def preprocess(self, configuration: str = "3d_fullres", *, processes: int | None = None) -> Path:
         """Preprocesses the cases of the folds that are not finished yet; returns their folder.
 
+        Where another process does so, waits for it, and does what is left.
+
         Raises:
             ValueError: the plans have no such configuration, or a case is bad.
         """
         check_choice("configuration", configuration, self.plans.configurations)
         folder = self.cases_folder(configuration)
-        preprocess_dataset(self.in_folds, self.plans, configuration, folder, processes=processes)
+        with alone_in(folder, busy=lambda: logger.info("waiting: another process prepares %s", folder)):
+            preprocess_dataset(self.in_folds, self.plans, configuration, folder, processes=processes)
         return folder
 
     def folds(self, fold: int | Literal["all"]) -> tuple[int, ...]:

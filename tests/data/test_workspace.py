@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from small_datasets import change_json, image_and_label, write_decathlon, write_
 from jaxmamba3d.data.case_files import open_case, read_centres
 from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
+from jaxmamba3d.files import alone_in
 
 
 @pytest.fixture
@@ -266,3 +268,19 @@ class TestADatasetThatChanged:
         with caplog.at_level(logging.INFO):
             open_workspace(work).preprocess(processes=1)
         assert "case_2, case_3, case_4, case_5 are no cases of the folds" in caplog.text
+
+
+def test_two_that_prepare_the_same_cases_take_turns(dataset, tmp_path, caplog):
+    """The second one waits, and finds nothing left to do."""
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    folder = workspace.cases_folder("3d_fullres")
+    second = threading.Thread(target=workspace.preprocess, kwargs={"processes": 1})
+    with caplog.at_level(logging.INFO, "jaxmamba3d"):
+        with alone_in(folder, busy=lambda: None):
+            second.start()
+            second.join(timeout=1)
+            assert second.is_alive()
+            assert not list(folder.iterdir())
+        second.join(timeout=60)
+    assert f"waiting: another process prepares {folder}" in caplog.messages
+    assert {path.name.split(".")[0] for path in folder.iterdir()} >= set(workspace.case_names)

@@ -16,8 +16,10 @@ from jaxmamba3d.config import (
     ExperimentConfig,
     NetOptions,
 )
-from jaxmamba3d.data import plan_workspace
+from jaxmamba3d.data import open_workspace, plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
+from jaxmamba3d.experiment.training import train
+from jaxmamba3d.files import alone_in
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.run import open_run, resolve_net, start_run
 
@@ -311,3 +313,18 @@ def test_regions_and_voxels_to_ignore(tmp_path):
         assert sorted(tables.files) == ["0", "1", "annotated"]
         label = np.load(centres.with_name("label.npy"))
         assert set(np.unique(label[tuple(tables["annotated"].T)])) == {0, 1, 2}
+
+
+def test_a_run_that_another_process_trains_is_left_alone(finished, tmp_path):
+    run, _ = finished
+    shutil.copytree(run.folder, tmp_path / "run")
+    run = dataclasses.replace(run, folder=tmp_path / "run")
+    before = (run.fold_folder(0) / "metrics.csv").read_text()
+    workspace = open_workspace(run.config.work_folder)
+    with (
+        alone_in(run.fold_folder(0), busy=lambda: None),
+        pytest.raises(ValueError, match=r"a run that no other process trains, got .*fold_0 is in use"),
+    ):
+        train(run, workspace, 0)
+    assert (run.fold_folder(0) / "metrics.csv").read_text() == before
+    train(run, workspace, 0)  # and afterwards it may
