@@ -14,8 +14,10 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_bac
 
 
 def target_backend() -> str:
-    """JAX's default backend, or the one that `compile_for` names: cpu, gpu or tpu."""
-    return _target.get() or jax.default_backend()
+    """The one that `compile_for` names, else that of `jax.default_device`, else JAX's: cpu, gpu or tpu."""
+    device = jax.config.jax_default_device
+    platform = getattr(device, "platform", device)  # a device, a name or None
+    return _target.get() or platform or jax.default_backend()
 
 
 def batch_axes() -> tuple[str, ...]:

@@ -62,6 +62,17 @@ def test_pooling_is_the_mean_of_blocks():
     assert_close(y[0, 1, 0, 1], np.asarray(x)[0, 1, 0:2, 3:6].mean((0, 1)), rounding("float32", 6))
 
 
+def test_the_target_backend_follows_the_default_device(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert target_backend() == "gpu"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert target_backend() == "cpu"
+        with compile_for("tpu"):
+            assert target_backend() == "tpu"
+    with jax.default_device("cpu"):
+        assert target_backend() == "cpu"
+
+
 def test_the_target_backend_is_given_back():
     with compile_for("tpu"):
         assert target_backend() == "tpu"
