@@ -1,7 +1,7 @@
 """Numbers and lists as people read them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, noun: str) -> str:
@@ -34,3 +34,9 @@ def duration(seconds: float) -> str:
         if count or parts:
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2]) or "0 s"
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, words: int = 1) -> str:
+    """A Markdown table of so many columns of words, then numbers."""
+    rules = ["---" if column < words else "---:" for column in range(len(titles))]
+    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in (titles, rules, *rows))

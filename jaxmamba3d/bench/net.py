@@ -25,6 +25,7 @@ from jaxmamba3d.training import make_optimizer
 from jaxmamba3d.training.ahead import GIB, StepTooLarge, compile_fitting, lower_train_step, memory_needed
 from jaxmamba3d.training.mesh import mesh_over, place_state, state_shardings
 from jaxmamba3d.training.steps import init_state
+from jaxmamba3d.wording import markdown_table
 
 WARM_UP = 2
 """Steps before those that are timed."""
@@ -226,15 +227,16 @@ def _markdown(rows: Sequence[MeasuredStep]) -> str:
     timed = any(row.milliseconds is not None for row in rows)
     if timed:
         columns += ["ms a step", "± ms", "patches/s"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for row in rows:
+
+    def cells_of(row):
         cells = [row.net, row.dataset, row.dtype, "yes" if row.remat else "no", row.chips, row.batch]
         cells += [f"{row.parameters / 1e6:.1f} M", _number(row.tflops, 1), _number(row.memory_gib, 1)]
         cells += ["yes" if row.fits else "no", f"{row.seconds:.0f}"]
         if timed:
             cells += [_number(n, 1) for n in (row.milliseconds, row.spread, row.patches_per_second)]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        return cells
+
+    return markdown_table(columns, map(cells_of, rows), words=5)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -22,7 +22,7 @@ from jaxmamba3d.ops.backend import batch_axes
 from jaxmamba3d.training.augmentation_figure import augmentation_figure
 from jaxmamba3d.training.epoch import CASE
 from jaxmamba3d.training.mesh import make_mesh, shard_batch
-from jaxmamba3d.wording import counted, sizes
+from jaxmamba3d.wording import counted, markdown_table, sizes
 
 MB = 1e6
 FOREGROUND_BATCHES = 20
@@ -186,20 +186,18 @@ def _with_foreground(load: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
 def _markdown(setting: dict[str, Any], rows: list[Measurement]) -> str:
     patch, initial = sizes(setting["patch_size"]), sizes(setting["initial_patch_size"])
     columns = ("what", "patches/s", "± patches/s", "MB/s", "patches", "repeats")
-    lines = [
-        f"# Training input on {setting['device']}",
-        "",
+    what = (
         f"{setting['configuration']}: patches of {patch} voxels, cut as {initial}, of "
         f"{counted(setting['channels'], 'channel')}; {setting['batch_size']} a batch; "
-        f"{counted(setting['threads'], 'thread')} reading.",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|" + " --- |" * len(columns),
-    ]
-    for row in rows:
+        f"{counted(setting['threads'], 'thread')} reading."
+    )
+
+    def cells_of(row):
         cells = [row.what, f"{row.patches_per_second:.1f}", f"{row.spread:.1f}", f"{row.mb_per_second:.0f}"]
-        lines.append("| " + " | ".join([*cells, str(row.patches), str(len(row.seconds))]) + " |")
-    return "\n".join(lines) + "\n"
+        return [*cells, row.patches, len(row.seconds)]
+
+    table = markdown_table(columns, map(cells_of, rows))
+    return f"# Training input on {setting['device']}\n\n{what}\n\n{table}"
 
 
 def _draw(batch: dict[str, np.ndarray], plan: AugmentationPlan, planned: Configuration, path: Path) -> None:

@@ -20,6 +20,7 @@ from jaxmamba3d.bench.timing import Timing, time_calls
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.files import replacing, write_json, write_text
 from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
+from jaxmamba3d.wording import markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -188,23 +189,21 @@ def _markdown(rows: Sequence[Measurement]) -> str:
     def number(value: float | None, digits: int, note: str = "-") -> str:
         return note if value is None else f"{value:.{digits}f}"
 
-    lines = [f"# Selective scan on {_device()}", "", "| " + " | ".join(columns) + " |"]
-    lines.append("|" + " --- |" * len(columns))
-    for row in rows:
+    def cells_of(row):
         million = None if row.tokens_per_second is None else row.tokens_per_second / 1e6
         cells = [row.implementation, row.batch, row.length, row.channels, row.states, row.dtype]
         cells += ["backward" if row.reverse else "forward"]
         cells += ["forward + gradient" if row.backward else "forward"]
         cells += [number(row.milliseconds, 2, row.note or "-"), number(row.spread, 2), number(million, 2)]
         cells += [number(row.share_of_floor, 2), number(row.temporaries_mb, 0)]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        return cells
+
     stages = dict.fromkeys(
         (f"B {r.batch}, L {r.length}, D {r.channels}, N {r.states}", r.where) for r in rows
     )
-    lines += ["", "Where the networks run these scans:", ""] + [
-        f"- {size}: {where}" for size, where in stages
-    ]
-    return "\n".join(lines) + "\n"
+    places = "".join(f"- {size}: {where}\n" for size, where in stages)
+    table = markdown_table(columns, map(cells_of, rows))
+    return f"# Selective scan on {_device()}\n\n{table}\nWhere the networks run these scans:\n\n{places}"
 
 
 def _draw(rows: Sequence[Measurement], path: Path) -> None:

@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from jaxmamba3d.wording import markdown_table
+
 _LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -103,9 +105,7 @@ class Table:
     def markdown(self) -> str:
         """As a Markdown table; a group's title stands before its columns'."""
         titles = [Words(f"{column.group} {column.title}".strip()).markdown() for column in self.columns]
-        rules = ["---", *["---:"] * (len(self.columns) - 1)]
-        cells = [[cell.markdown() for cell in row] for row in self.rows]
-        return "".join("| " + " | ".join(row) + " |\n" for row in (titles, rules, *cells))
+        return markdown_table(titles, ([cell.markdown() for cell in row] for row in self.rows))
 
     def html(self) -> str:
         """As an HTML table, each row headed by its first cell; a group's title stands over its columns'."""
