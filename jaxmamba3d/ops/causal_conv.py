@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmamba3d.checks import check_shape, check_that
+from jaxmamba3d.ops.varying import varying_together
 
 
 def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bool = False) -> jax.Array:
@@ -32,7 +33,7 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
     width, channels = weight.shape[0], x.shape[-1]
     check_shape("weight", weight, "[W, D]", (width, channels))
     check_shape("bias", bias, "[D]", (channels,))
-    return _conv(reverse, x, weight, bias)
+    return _conv(reverse, *varying_together((x, weight, bias)))
 
 
 def _shifted(x: jax.Array, width: int, reverse: bool) -> list[jax.Array]:

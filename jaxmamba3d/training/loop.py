@@ -48,7 +48,7 @@ def train_fold(
     """Trains a net until `config.train.epochs`, going on from the folder's latest checkpoint if it has one.
 
     Args:
-        net: freshly built; its parameters are changed in place.
+        net: freshly built; the training starts from its parameters.
         config: the experiment.
         task: what it learns.
         training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z], case [B]}, the
@@ -142,7 +142,6 @@ def train_fold(
             checkpoints.save(state, position, is_best=is_best)
             if interruption.received:
                 raise InterruptedTraining(_words(position))
-    nnx.update(net, state.params)
 
 
 def _say(metrics: EpochMetrics, log: MetricsLog, epochs: int, is_best: bool) -> None:

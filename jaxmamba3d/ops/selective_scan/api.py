@@ -18,8 +18,8 @@ from jaxmamba3d.ops.selective_scan import (
     xla,
 )
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
-from jaxmamba3d.ops.selective_scan.devices import varying_axes, varying_together
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
+from jaxmamba3d.ops.varying import varying_axes, varying_together
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import math
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AbstractMesh, ManualAxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxmamba3d.ops.backend import batch_axes, target_backend
 
@@ -117,29 +117,3 @@ def _partitioned(function, batched, parameters):
         partition=partition, sharding_rule=f"{inputs} -> {outputs}", need_replication_factors=tuple(whole)
     )
     return jax.tree.unflatten(result_tree, call(*leaves))
-
-
-def varying_together(arrays):
-    """Arrays inside of `jax.shard_map`, all varying over the axes of its mesh over which any of them does.
-
-    A state that starts the same everywhere and then differs from device to device changes its type otherwise;
-    and JAX sums the gradients of what was the same over the devices.
-    """
-    axes = varying_axes(arrays)
-    return jax.tree.map(lambda x: _varying_over(axes, x), arrays)
-
-
-def results_like(shapes, operands):
-    """The shapes of a kernel's results, which vary over the axes over which its operands do."""
-    kind = ManualAxisType(varying=varying_axes(operands))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=kind), shapes)
-
-
-def varying_axes(arrays) -> frozenset[str]:
-    """The mesh axes over which any array differs inside of `jax.shard_map`, where JAX checks that."""
-    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays)))
-
-
-def _varying_over(axes: frozenset[str], array):
-    new = axes - jax.typeof(array).manual_axis_type.varying
-    return jax.lax.pcast(array, tuple(new), to="varying") if new else array

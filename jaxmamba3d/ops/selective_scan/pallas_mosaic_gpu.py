@@ -18,7 +18,6 @@ from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import mosaic_gpu_blocks
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
-from jaxmamba3d.ops.selective_scan.devices import varying_axes
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -38,6 +37,7 @@ from jaxmamba3d.ops.selective_scan.mosaic_gpu_tile import (
     zero_tile,
 )
 from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout, retreat
+from jaxmamba3d.ops.varying import varying_axes
 
 OLDEST_JAX = (0, 11)
 OLDEST_CAPABILITY = 9.0

@@ -17,7 +17,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import LANES, TPU_VMEM_BYTES, tpu_blocks
-from jaxmamba3d.ops.selective_scan.devices import results_like
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -36,6 +35,7 @@ from jaxmamba3d.ops.selective_scan.tpu_block import (
     turned_block,
     walk,
 )
+from jaxmamba3d.ops.varying import results_like
 
 LARGEST_STATE = 256
 

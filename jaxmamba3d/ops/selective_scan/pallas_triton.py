@@ -21,7 +21,7 @@ from jaxmamba3d.ops.backend import older_gpu_than
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import triton_blocks, triton_chunk
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
-from jaxmamba3d.ops.selective_scan.devices import results_like, sequences_a_device
+from jaxmamba3d.ops.selective_scan.devices import sequences_a_device
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -33,6 +33,7 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
 from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout
 from jaxmamba3d.ops.selective_scan.triton_gradient import GradientMemory, gradient_kernel
 from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
+from jaxmamba3d.ops.varying import results_like
 
 LARGEST_STATE = 256
 OLDEST_CAPABILITY = 8.0
