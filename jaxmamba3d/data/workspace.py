@@ -141,7 +141,7 @@ def plan_workspace(
     if splits_file is None and own_splits.is_file():
         splits_file = own_splits
     splits = make_splits(names) if splits_file is None else load_splits(splits_file, names)
-    plans = None if plans_file is None else load_plans(plans_file)
+    plans, fingerprint = None if plans_file is None else load_plans(plans_file), None
     if plans is not None:
         _check_channels(plans, dataset, plans_file)
     in_folds = _without_test_cases(dataset, splits)
@@ -152,15 +152,15 @@ def plan_workspace(
             check_dataset(dataclasses.replace(dataset, cases=test_cases), processes=processes)
         fingerprint = compute_fingerprint(in_folds, processes=processes)
         plans = plan_dataset(in_folds, memory_gb=memory_gb, fingerprint=fingerprint)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
     plans = respaced(plans, configuration, spacing)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_plans(plans, folder / PLANS)
-    write_json(folder / SPLITS, splits)
-    # Last, because its presence says that the rest is complete.
     cases = {case.name: case.identity() for case in dataset.cases}
-    write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb, "cases": cases})
+    with alone_in(folder, busy=lambda: logger.info("waiting: another process plans %s", folder)):
+        if fingerprint is not None:
+            save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
+        save_plans(plans, folder / PLANS)
+        write_json(folder / SPLITS, splits)
+        # Last, because its presence says that the rest is complete.
+        write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb, "cases": cases})
     for name, chosen in plans.configurations.items():
         facts = f"spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))

@@ -51,7 +51,8 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
 
     def busy():
         raise ValueError(
-            f"output must be a run that no other process trains, got {run.folder}: {folder} is in use"
+            f"output must be a run that no other process trains, got {run.folder}: {folder} is in use; "
+            "wait for it, or name another output"
         )
 
     with alone_in(folder, busy) if is_first_process() else contextlib.nullcontext():

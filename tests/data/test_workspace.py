@@ -271,7 +271,7 @@ class TestADatasetThatChanged:
 
 
 def test_two_that_prepare_the_same_cases_take_turns(dataset, tmp_path, caplog):
-    """The second one waits, and finds nothing left to do."""
+    """The second one waits until the first has ended, and does what is left."""
     workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
     folder = workspace.cases_folder("3d_fullres")
     second = threading.Thread(target=workspace.preprocess, kwargs={"processes": 1})

@@ -323,7 +323,10 @@ def test_a_run_that_another_process_trains_is_left_alone(finished, tmp_path):
     workspace = open_workspace(run.config.work_folder)
     with (
         alone_in(run.fold_folder(0), busy=lambda: None),
-        pytest.raises(ValueError, match=r"a run that no other process trains, got .*fold_0 is in use"),
+        pytest.raises(
+            ValueError,
+            match=r"a run that no other process trains, got .*fold_0 is in use; wait for it, or name",
+        ),
     ):
         train(run, workspace, 0)
     assert (run.fold_folder(0) / "metrics.csv").read_text() == before
