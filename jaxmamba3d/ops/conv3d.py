@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.ops.backend import target_backend
@@ -31,9 +32,7 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
     padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:3]]
     if target_backend() == "cpu":
         return _conv3d_by_planes(x, kernel, strides, padding)
-    return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-    )
+    return _convolve(x, kernel, strides, padding, ("NDHWC", "DHWIO", "NDHWC"))
 
 
 def _conv3d_by_planes(x, kernel, strides, padding):
@@ -43,10 +42,15 @@ def _conv3d_by_planes(x, kernel, strides, padding):
     for tap in range(kernel.shape[0]):
         plane = x[:, tap : tap + (planes - 1) * strides[0] + 1 : strides[0]]
         folded = plane.reshape(-1, *plane.shape[2:])
-        total = total + lax.conv_general_dilated(
-            folded, kernel[tap], strides[1:], padding[1:], dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        total = total + _convolve(folded, kernel[tap], strides[1:], padding[1:], ("NHWC", "HWIO", "NHWC"))
     return total.reshape(x.shape[0], planes, *total.shape[1:])
+
+
+def _convolve(x, kernel, strides, padding, layout):
+    where = jax.typeof(x).sharding
+    if where.mesh.explicit_axes:  # JAX differentiates by a kernel only where that is whole and beside x
+        kernel = jax.sharding.reshard(kernel, where.update(spec=PartitionSpec()))
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
 
 
 def upsample3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -62,8 +66,9 @@ def upsample3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Source: `torch.nn.ConvTranspose3d` with stride = kernel size.
     """
     blocks = jnp.einsum("bxyzi,uvwio->bxuyvzwo", x, kernel)
-    batch, *sizes = x.shape[:4]
-    return blocks.reshape(batch, *(n * k for n, k in zip(sizes, kernel.shape[:3], strict=True)), -1)
+    for axis in 1, 2, 3:  # one at a time: JAX reshapes arrays that lie over explicit mesh axes only so
+        blocks = blocks.reshape(*blocks.shape[:axis], -1, *blocks.shape[axis + 2 :])
+    return blocks
 
 
 def average_pool3d(x: jax.Array, window: Triple) -> jax.Array:
@@ -72,8 +77,9 @@ def average_pool3d(x: jax.Array, window: Triple) -> jax.Array:
     Raises:
         ValueError: a size does not divide by the window's.
     """
-    batch, *sizes, channels = x.shape
-    for axis, size, width in zip("XYZ", sizes, window, strict=True):
-        check_that(size % width == 0, f"size of x along {axis}", f"divisible by {width}", size)
-    split = [part for n, w in zip(sizes, window, strict=True) for part in (n // w, w)]
-    return jnp.mean(x.reshape(batch, *split, channels), axis=(2, 4, 6))
+    blocks = x
+    for axis, name in (3, "Z"), (2, "Y"), (1, "X"):
+        size, width = x.shape[axis], window[axis - 1]
+        check_that(size % width == 0, f"size of x along {name}", f"divisible by {width}", size)
+        blocks = blocks.reshape(*blocks.shape[:axis], size // width, width, *blocks.shape[axis + 1 :])
+    return jnp.mean(blocks, axis=(2, 4, 6))

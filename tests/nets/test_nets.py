@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_data import GOLDEN, golden_arrays
+from over_devices import FORMS, assert_the_gradient_of_one_device, needs_two_devices
 from real_data import ROOT
 from safetensors.numpy import load_file
 from tolerances import assert_close
 
+from jaxmamba3d.losses import segmentation_loss
 from jaxmamba3d.nets import NetConfig, build_net, load_official_weights, to_official_weights
 
 OFFICIAL = {
@@ -31,6 +33,14 @@ SMALL = NetConfig(
     strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     blocks_per_stage=(2, 2, 2),
     decoder_blocks_per_stage=(2, 2),
+)
+TINY = dataclasses.replace(
+    SMALL,
+    features=(4, 8),
+    kernel_sizes=((3, 3, 3),) * 2,
+    strides=((1, 1, 1), (2, 2, 2)),
+    blocks_per_stage=(1, 1),
+    decoder_blocks_per_stage=(1,),
 )
 FULL = json.loads((GOLDEN / "networks" / "full_configurations.json").read_text())
 
@@ -185,15 +195,7 @@ def test_without_deep_supervision_the_first_output_comes_alone(trained):
 
 @pytest.mark.slow
 def test_remat_changes_no_number():
-    config = dataclasses.replace(
-        SMALL,
-        name="bisegmamba",
-        features=(4, 8),
-        kernel_sizes=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        blocks_per_stage=(1, 1),
-        decoder_blocks_per_stage=(1,),
-    )
+    config = dataclasses.replace(TINY, name="bisegmamba")
     net = build_net(config, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((1, 4, 4, 4, 1)).astype(np.float32)
 
@@ -204,6 +206,20 @@ def test_remat_changes_no_number():
     largest = max(float(jnp.max(jnp.abs(g))) for g in plain)
     for one, other in zip(plain, remat, strict=True):
         assert float(jnp.max(jnp.abs(one - other))) <= 1e-5 * largest
+
+
+@needs_two_devices
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_over_devices(form):
+    graphdef, params = nnx.split(build_net(dataclasses.replace(TINY, name="bisegmamba"), rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 4, 4, 4, 1)).astype(np.float32)
+
+    def loss(params, x):
+        labels = jnp.zeros(x.shape[:-1], int) + jnp.arange(4) % 3
+        return segmentation_loss(nnx.merge(graphdef, params)(x), labels, batch_dice=False) * x.shape[0]
+
+    assert_the_gradient_of_one_device(loss, params, x, form, 1e-4)
 
 
 def test_bfloat16_stays_near_float32(trained):

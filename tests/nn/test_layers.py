@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_data import GOLDEN, golden_arrays
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from over_devices import FORMS, assert_the_gradient_of_one_device, needs_two_devices
 from safetensors.numpy import load_file
 from tolerances import assert_close
 
@@ -107,34 +107,20 @@ def test_orders_in_one_call_are_the_same(scan):
         np.testing.assert_allclose(b, a, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.skipif(jax.device_count() < 2, reason="there is one device only")
+@needs_two_devices
 @pytest.mark.parametrize("in_one_call", [False, True])
-@pytest.mark.parametrize("form", ["explicit axes", "shard_map"])
+@pytest.mark.parametrize("form", FORMS)
 def test_gradients_over_devices(form, in_one_call):
-    """Where JAX knows how arrays lie on devices, it sums the gradients of parameters by itself."""
     block = MultiOrderMambaBlock(
         4, orders=("XYZ", "ZXY"), d_state=2, in_one_call=in_one_call, rngs=nnx.Rngs(0)
     )
-    graphdef, state = nnx.split(block)
+    graphdef, params = nnx.split(block)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 3, 2, 4)), jnp.float32)
 
-    def loss(state, x):
-        return jnp.sum(nnx.merge(graphdef, state)(x) ** 2)
+    def loss(params, x):
+        return jnp.sum(nnx.merge(graphdef, params)(x) ** 2)
 
-    expected = jax.jit(jax.grad(loss))(state, x)
-    whole, split = PartitionSpec(), PartitionSpec("data")
-    if form == "shard_map":
-        mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
-        in_all = jax.grad(lambda state, x: jax.lax.psum(loss(state, x), "data"))
-        gradient = jax.shard_map(in_all, mesh=mesh, in_specs=(whole, split), out_specs=whole)
-    else:
-        mesh = jax.make_mesh((2,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:2])
-        x, gradient = jax.device_put(x, NamedSharding(mesh, split)), jax.grad(loss)
-    with jax.set_mesh(mesh):
-        found = jax.jit(gradient)(state, x)
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * largest)
+    assert_the_gradient_of_one_device(loss, params, x, form, 1e-5)
 
 
 def test_orders_go_in_one_call_where_one_leaves_a_gpu_idle():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from over_devices import FORMS, assert_the_gradient_of_one_device, needs_two_devices
 from tolerances import assert_close, rounding
 
 from jaxmamba3d.ops.backend import compile_for, target_backend
@@ -60,6 +61,20 @@ def test_pooling_is_the_mean_of_blocks():
     y = np.asarray(average_pool3d(x, (1, 2, 3)))
     assert y.shape == (1, 2, 2, 2, 3)
     assert_close(y[0, 1, 0, 1], np.asarray(x)[0, 1, 0:2, 3:6].mean((0, 1)), rounding("float32", 6))
+
+
+@needs_two_devices
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_gradients_over_devices(backend, form):
+    kernels = {size: normal(*size, 2, 2) for size in [(3, 3, 3), (1, 1, 1), (2, 1, 2)]}
+
+    def loss(kernels, x):
+        y = conv3d(conv3d(x, kernels[3, 3, 3], (2, 2, 1)), kernels[1, 1, 1])
+        return jnp.sum(average_pool3d(upsample3d(y, kernels[2, 1, 2]), (4, 2, 2)) ** 3)
+
+    with compile_for(backend):
+        assert_the_gradient_of_one_device(loss, kernels, normal(2, 4, 4, 4, 2), form, 1e-5)
 
 
 def test_the_target_backend_follows_the_default_device(monkeypatch):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from over_devices import needs_two_devices
 from scan_contract import (
     TESTED,
     assert_close_to_reference,
@@ -24,7 +25,6 @@ PALLAS = [name for name in TESTED if "pallas" in name]
 PARAMETERS = ("A", "D", "delta_bias")
 
 pytestmark = pytest.mark.usefixtures("small_steps")
-needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="there is one device only")
 needs_four_devices = pytest.mark.skipif(jax.device_count() < 4, reason="there are no four devices")
 
 
