@@ -102,7 +102,7 @@ def check_writable(folder: str | Path, argument: str) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Replaces a file's content."""
     with replacing(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content: Any) -> None:

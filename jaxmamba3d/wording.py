@@ -36,6 +36,11 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
+def memory(count: int) -> str:
+    """Bytes in the unit, MiB or GiB, that suits them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, words: int = 1) -> str:
     """A Markdown table of so many columns of words, then numbers."""
     rules = ["---" if column < words else "---:" for column in range(len(titles))]

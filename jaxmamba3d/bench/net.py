@@ -22,7 +22,7 @@ from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.training import make_optimizer
-from jaxmamba3d.training.ahead import GIB, StepTooLarge, compile_fitting, lower_train_step, memory_needed
+from jaxmamba3d.training.ahead import StepTooLarge, compile_fitting, lower_train_step, memory_needed
 from jaxmamba3d.training.mesh import mesh_over, place_state, state_shardings
 from jaxmamba3d.training.steps import init_state
 from jaxmamba3d.wording import markdown_table
@@ -183,7 +183,7 @@ def _measure(training: Training, mesh: Mesh, chips: str, *, steps: int) -> Measu
         batch=batch,
         parameters=sum(x.size for x in jax.tree.leaves(params)),
         tflops=compiled and compiled.cost_analysis()["flops"] / 1e12,
-        memory_gib=memory and memory / GIB,
+        memory_gib=memory and memory / 2**30,
         fits=compiled is not None,
         seconds=seconds,
         milliseconds=timing and timing.median * 1e3,

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data.plans import Configuration
-
-GIB = 2**30
+from jaxmamba3d.wording import memory
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ def check_room(folder: Path, configuration: Configuration, cases: int) -> None:
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return
-    wish = f"on a disk with room for about {needed / GIB:.1f} GiB of preprocessed cases"
+    wish = f"on a disk with room for about {memory(needed)} of preprocessed cases"
     choose = "make room, or choose another work folder"
-    check_that(free >= needed / 2, str(folder), f"{wish} ({choose})", f"{free / GIB:.1f} GiB")
-    logger.warning("%s should be %s, which has %.1f GiB; %s", folder, wish, free / GIB, choose)
+    check_that(free >= needed / 2, str(folder), f"{wish} ({choose})", memory(free))
+    logger.warning("%s should be %s, which has %s; %s", folder, wish, memory(free), choose)

@@ -1,6 +1,7 @@
 """What a trained fold is worth: its validation cases predicted, scored and drawn."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def log_scores(scores: Evaluation) -> None:
     """Says each structure's Dice and distance."""
     for structure, statistics in scores.structures.items():
         dice, distance = statistics["dice"], statistics["hd95_mm"]
-        logger.info("%s: Dice %.3f ± %.3f, HD95 %.2f mm", structure, dice.mean, dice.sd, distance.mean)
+        spread = "" if math.isnan(dice.sd) else f" ± {dice.sd:.3f}"
+        logger.info("%s: Dice %.3f%s, HD95 %.2f mm", structure, dice.mean, spread, distance.mean)
 
 
 def validation_pairs(run: Run, workspace: Workspace, fold: int) -> list[Pair]:

@@ -13,8 +13,8 @@ from jaxmamba3d.checks import MEMORY_ADVICE
 from jaxmamba3d.config import TrainConfig
 from jaxmamba3d.training.steps import TrainState, make_train_step, make_validation_step
 from jaxmamba3d.training.task import Task
+from jaxmamba3d.wording import memory
 
-GIB = 2**30
 UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class StepTooLarge(ValueError):
     """
 
     def __init__(self, step: str, limit: int | None, needed: int | None, found: str, advice: str):
-        memory = "memory" if limit is None else f"{limit / GIB:.1f} GiB"
-        super().__init__(f"a {step} must fit into the device's {memory}, got {found}; {advice}")
+        room = "memory" if limit is None else memory(limit)
+        super().__init__(f"a {step} must fit into the device's {room}, got {found}; {advice}")
         self.needed = needed
 
 
@@ -104,11 +104,10 @@ def compile_fitting(
     if needed is None or limit is None:
         logger.info("%s compiled in %.0f s", step, seconds)
         return compiled
-    amount = f"{needed / GIB:.1f}"
     if needed > limit:
-        raise StepTooLarge(step, limit, needed, f"a need of {amount} GiB", advice)
-    what = "%s compiled in %.0f s; it takes %s of the %.1f GiB of a device"
-    logger.info(what, step, seconds, amount, limit / GIB)
+        raise StepTooLarge(step, limit, needed, f"a need of {memory(needed)}", advice)
+    what = "%s compiled in %.0f s; it takes %s of the %s of a device"
+    logger.info(what, step, seconds, memory(needed), memory(limit))
     return compiled
 
 

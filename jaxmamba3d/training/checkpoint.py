@@ -1,7 +1,13 @@
 """Checkpoints: parameters, optimizer, input position and what they belong to, written by Orbax."""
 
+import contextlib
 import dataclasses
 import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +15,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxmamba3d.checks import check_that, differences
+from jaxmamba3d.files import NO_ROOM, unwritten
 from jaxmamba3d.training.epoch import EpochSoFar
 from jaxmamba3d.training.steps import TrainState
+from jaxmamba3d.wording import memory
 
 SETTINGS = "settings"
 """The part of a checkpoint's identity that a training may be allowed to change on its way."""
@@ -34,7 +42,7 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints of one training run: the latest ones and the best.
+    """The checkpoints of one training run: the latest ones, and the parameters of the best.
 
     Args:
         folder: made if missing; holds `latest/STEP` and `best/STEP`.
@@ -48,6 +56,7 @@ class Checkpoints:
         self, folder: Path, *, keep: int, identity: dict[str, Any], allow_changed_settings: bool = False
     ):
         self._free = {SETTINGS} if allow_changed_settings else set()
+        self._folder, self._keep = folder, keep
         self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
         self._managers = {
             name: ocp.CheckpointManager(
@@ -57,25 +66,42 @@ class Checkpoints:
             for name, count in (("latest", keep), ("best", 1))
         }
 
+    def check_room(self, state: TrainState) -> None:
+        """Raises ValueError if the disk is too full for what will lie there at once."""
+        params, rest = (
+            sum(leaf.nbytes for leaf in jax.tree.leaves(part))
+            for part in (state.params, (state.optimizer, state.step))
+        )
+        needed = (self._keep + 1) * (params + rest) + 2 * params  # the oldest goes when the newest is whole
+        held = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self._folder).free
+        choose = "make room, lower train.keep_checkpoints, or choose another output"
+        wish = f"on a disk with room for {memory(needed - held)} of checkpoints ({choose})"
+        check_that(needed <= held + free, str(self._folder), wish, memory(free))
+
     def save(self, state: TrainState, position: Position, *, is_best: bool = False) -> None:
-        """Writes the state, and again as the best one if it is.
+        """Writes the state, and its parameters as the best ones if they are.
 
         Args:
             state: see `TrainState`.
             position: how far the training has come.
             is_best: whether the epoch that ends here has the highest validation score up to now.
+
+        Raises:
+            OSError: the disk is full.
         """
         meta = {"identity": self._identity, **dataclasses.asdict(position)}
-        # The latest comes last: a run killed in between does this epoch again, and with it its best.
-        for name in ("best", "latest") if is_best else ("latest",):
-            self._managers[name].save(
-                int(state.step),
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(_named_leaves(state.params)),
-                    optimizer=ocp.args.StandardSave(_named_leaves((state.optimizer, state.step))),
-                    meta=ocp.args.JsonSave(meta),
-                ),
-            )
+        step = int(state.step)
+        best = {
+            "params": ocp.args.StandardSave(_named_leaves(state.params)),
+            "meta": ocp.args.JsonSave(meta),
+        }
+        rest = ocp.args.StandardSave(_named_leaves((state.optimizer, state.step)))
+        with _full_disks_named(self._folder):
+            # The latest comes last: a run killed in between does this epoch again, and with it its best.
+            if is_best:
+                self._managers["best"].save(step, args=ocp.args.Composite(**best))
+            self._managers["latest"].save(step, args=ocp.args.Composite(**best, optimizer=rest))
 
     def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
         """The latest state, laid out and placed as the template, with its position; None if there is none.
@@ -158,6 +184,20 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(template, here)))
         return _unflatten(template, manager.restore(manager.latest_step(), args=args)["params"])
+
+
+@contextlib.contextmanager
+def _full_disks_named(folder: Path) -> Iterator[None]:
+    """Says in one sentence what Orbax and TensorStore say in pages, the latter by a ValueError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        cause = OSError(int(code[1]), os.strerror(int(code[1]))) if code else error
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            logging.getLogger("asyncio").disabled = True  # it would follow with a page for every other file
+            raise unwritten(folder, cause) from error
+        raise
 
 
 def _named_leaves(tree: Any) -> dict[str, jax.Array]:

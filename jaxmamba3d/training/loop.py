@@ -21,7 +21,7 @@ from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch
 from jaxmamba3d.training.interruption import Interruption
 from jaxmamba3d.training.mesh import make_mesh, place_state
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
-from jaxmamba3d.training.processes import is_first_process
+from jaxmamba3d.training.processes import first_process_first, is_first_process
 from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
 from jaxmamba3d.training.steps import init_state
 from jaxmamba3d.training.task import Task
@@ -60,10 +60,11 @@ def train_fold(
         identity: JSON-able description of net, data and settings that a checkpoint to go on from must share.
 
     Raises:
-        ValueError: the folder's checkpoint is of another net, data or settings, or a step does not fit into
-            the device's memory.
+        ValueError: the folder's checkpoint is of another net, data or settings, a step does not fit into the
+            device's memory, or the disk has no room for checkpoints.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint was made before.
         InterruptedTraining: SIGTERM came; the state is saved.
+        OSError: the disk is full; the last checkpoint was made before.
     """
     optimizer = make_optimizer(config.optim, config.train)
     train = config.train
@@ -91,6 +92,9 @@ def train_fold(
 
         train_step = validation_step = None
         if position.epoch < train.epochs:
+            with first_process_first():
+                if is_first_process():
+                    checkpoints.check_room(state)
             train_step = compile_fitting(lower_train_step(net, optimizer, train, task, state, mesh), mesh)
             lowered = lower_validation_step(net, train, task, state.params, mesh)
             validation_step = compile_fitting(lowered, mesh, step="validation step")

@@ -29,7 +29,7 @@ def test_too_little_room_is_said_before_anything_is_written(workspace, monkeypat
     error. Cases that are there already do not count."""
     needed = 5 * 12 * 14 * 10 * (4 + 2)
     with pytest.raises(
-        ValueError, match=r"3d_fullres must be on a disk with room for about 0\.0 GiB of prepr"
+        ValueError, match=r"3d_fullres must be on a disk with room for about 0\.0 MiB of prepr"
     ):
         preprocess_with(needed // 2 - 1, workspace, monkeypatch)
     assert not list((workspace.folder / "3d_fullres").glob("case_*"))
@@ -42,7 +42,7 @@ def test_too_little_room_is_said_before_anything_is_written(workspace, monkeypat
     shutil.rmtree(folder / "case_2")
     with caplog.at_level(logging.WARNING):
         preprocess_with(needed // 5 - 1, workspace, monkeypatch)
-    assert "3d_fullres should be on a disk with room for about 0.0 GiB of preprocessed cases" in caplog.text
+    assert "3d_fullres should be on a disk with room for about 0.0 MiB of preprocessed cases" in caplog.text
     assert "make room, or choose another work folder" in caplog.text
     assert (folder / "case_2" / "image.npy").is_file()
 

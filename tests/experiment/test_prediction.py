@@ -153,6 +153,6 @@ def test_windows_that_no_device_can_predict_are_refused_before_training(finished
 
     patches_a_device = run.configuration.batch_size // len(devices_for(run.configuration.batch_size))
     prediction.check_window_batch(with_windows(patches_a_device))  # a training step holds more
-    wish = r"a prediction of 64 windows at once must fit into the device's 0\.0 GiB, got a need of 0\.\d GiB"
+    wish = r"a prediction of 64 windows at once must fit into the device's 0\.1 MiB, got a need of .* MiB"
     with pytest.raises(ValueError, match=wish + "; lower predict.window_batch"):
         train(with_windows(64), workspace=None, fold=0)

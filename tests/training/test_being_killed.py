@@ -26,14 +26,10 @@ def state_of(run):
     for which in ("latest", "best"):
         with ocp.CheckpointManager(run / "fold_0" / "checkpoints" / which) as manager:
             step = manager.latest_step()
-            arguments = {"params": ocp.args.StandardRestore(), "optimizer": ocp.args.StandardRestore()}
-            arguments["meta"] = ocp.args.JsonRestore()
+            parts = ("params", "optimizer") if which == "latest" else ("params",)
+            arguments = dict.fromkeys(parts, ocp.args.StandardRestore()) | {"meta": ocp.args.JsonRestore()}
             restored = manager.restore(step, args=ocp.args.Composite(**arguments))
-        found |= {
-            f"{which} {part} {name}": x
-            for part in ("params", "optimizer")
-            for name, x in restored[part].items()
-        }
+        found |= {f"{which} {part} {name}": x for part in parts for name, x in restored[part].items()}
         meta = restored["meta"]
         found[f"{which} place"] = [step, meta["epoch"], meta["best_score"], str(meta["iterator"])]
     return found

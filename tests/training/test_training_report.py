@@ -121,7 +121,7 @@ def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
     log.append(metrics_of(0))
     before = (tmp_path / "metrics.csv").read_bytes()
 
-    def half(path, text):
+    def half(path, text, **_):
         path.write_bytes(text.encode()[: len(text) // 2])
         raise OSError("disk full")
 

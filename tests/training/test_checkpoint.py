@@ -1,0 +1,83 @@
+"""What lies on the disk of a training, and disks that are too full for it."""
+
+import errno
+import shutil
+from collections import namedtuple
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxmamba3d.training import Checkpoints, restore_params
+from jaxmamba3d.training.checkpoint import Position
+from jaxmamba3d.training.steps import TrainState
+
+Usage = namedtuple("Usage", "total used free")
+STATE = TrainState({"w": jnp.arange(8.0)}, {"momentum": jnp.ones(8)}, jnp.int32(5))
+POSITION = Position(epoch=1, iterator={}, best_score=0.5)
+LATEST, BEST = 2 * 8 * 4 + 4, 8 * 4
+"""Bytes of one checkpoint."""
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, identity={})
+    yield checkpoints
+    checkpoints.close()
+
+
+def test_the_best_are_parameters_alone(checkpoints, tmp_path):
+    checkpoints.save(STATE, POSITION, is_best=True)
+    parts = {which: {p.name for p in (tmp_path / which / "5").iterdir()} for which in ("latest", "best")}
+    assert parts["latest"] - parts["best"] == {"optimizer"}
+    params = restore_params(tmp_path, STATE.params, "best")
+    np.testing.assert_array_equal(params["w"], STATE.params["w"])
+    restored, position = checkpoints.restore(STATE)
+    np.testing.assert_array_equal(restored.optimizer["momentum"], 1)
+    assert (int(restored.step), position) == (5, POSITION)
+
+
+def test_too_little_room_is_seen_before_it_is_needed(checkpoints, tmp_path, monkeypatch):
+    """There must be room for the newest before the one before it goes; what is there already counts."""
+
+    def check_with(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
+        checkpoints.check_room(STATE)
+
+    needed = 2 * LATEST + 2 * BEST
+    check_with(needed)
+    message = r"must be on a disk with room for 0\.0 MiB of checkpoints \(make room, .*\), got 0\.0 MiB"
+    with pytest.raises(ValueError, match=message):
+        check_with(needed - 1)
+    (tmp_path / "latest" / "4").mkdir()
+    (tmp_path / "latest" / "4" / "params").write_bytes(bytes(LATEST))
+    check_with(needed - LATEST)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing local file [os_error_code='28']"),
+    ],
+)
+def test_a_disk_that_fills_up_is_said_in_a_sentence(checkpoints, tmp_path, monkeypatch, error):
+    def save(*_, **__):
+        raise error
+
+    checkpoints.save(STATE, POSITION)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    reason = r"(Disk quota exceeded|No space left on device)"
+    with pytest.raises(OSError, match=rf"{tmp_path} could not be written: {reason}; make room and start aga"):
+        checkpoints.save(STATE, POSITION, is_best=True)
+    assert checkpoints.restore(STATE)[1] == POSITION
+
+
+def test_other_errors_stay_as_they_are(checkpoints, monkeypatch):
+    def save(*_, **__):
+        raise ValueError("something else")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    with pytest.raises(ValueError, match=r"^something else$"):
+        checkpoints.save(STATE, POSITION)
