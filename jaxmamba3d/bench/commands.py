@@ -64,8 +64,9 @@ def bench_net(
 
     Args:
         configs: config files, CONFIG.py or CONFIG.py:WORD, whose data are planned; none: the paper's nets.
-        aot: chips to compile for, a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4, of which none need be
-            here, but libtpu; default: the devices here, on which steps are timed too.
+        aot: chips to compile for, of which none need be here: TPUs such as v5e:2x4, v5p:2x2x1 or v6e:2x4
+            (needs libtpu), or GPUs such as h100 or a100:8 (needs jax[cuda12]; without cuDNN's own memory);
+            default: the devices here, on which steps are timed too.
         output: folder of net.md and net.json, written after each step.
         datasets: of the paper, whose patches, channels and classes are taken: brain_tumour, acdc, synapse.
         nets: of the paper.
@@ -74,13 +75,13 @@ def bench_net(
         batch_per_chip: patches that a chip holds at once.
         steps: to time; 0: none.
     """
-    from jaxmamba3d.bench import net, trainings
+    from jaxmamba3d.bench import chips, net, trainings
     from jaxmamba3d.training import use_all_cores
 
     if aot is None:
         use_all_cores()
     else:
-        net.use_tpu_compiler()
+        chips.use_compiler_for(aot)
     chosen = [trainings.config_training(config) for config in configs] or [
         trainings.paper_training(name, dataset, dtype=dtype, remat=remat)
         for dataset in datasets

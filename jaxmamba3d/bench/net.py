@@ -1,8 +1,6 @@
 """`jaxmamba3d bench net`: whole training steps, timed on the devices here or compiled for chips elsewhere."""
 
 import dataclasses
-import importlib.util
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +8,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh, Sharding
 from tqdm import tqdm
 
+from jaxmamba3d.bench.chips import chips_elsewhere
 from jaxmamba3d.bench.timing import Timing, time_calls
 from jaxmamba3d.bench.trainings import Training
-from jaxmamba3d.checks import UnsupportedError, check_that
+from jaxmamba3d.checks import check_that
 from jaxmamba3d.files import write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
@@ -41,7 +39,7 @@ class MeasuredStep:
         batch: of all chips.
         parameters: numbers of the net.
         tflops: of a step and chip as the compiler counts them, the scan kernels left out; None if it does not
-            fit.
+            fit or the compiler does not say.
         memory_gib: of a chip: parameters, optimizer state, batch and temporaries; where it does not fit, the
             temporaries alone, if the compiler says.
         fits: whether a chip's memory holds that.
@@ -66,45 +64,23 @@ class MeasuredStep:
     patches_per_second: float | None = None
 
 
-def use_tpu_compiler() -> None:
-    """Sets up libtpu as a compiler alone; to be called before JAX starts.
-
-    Raises:
-        UnsupportedError: libtpu is not installed.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UnsupportedError("compiling for TPUs needs libtpu: pip install libtpu")
-    for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no chip is taken, so others may compile beside
-    ):
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")
-
-
 def compile_elsewhere(training: Training, batch_per_chip: int, topology: str) -> MeasuredStep:
-    """Compiles a sharded training step for TPUs that need not be here.
+    """Compiles a sharded training step for chips that need not be here.
 
     Args:
         training: what decides the step.
         batch_per_chip: patches.
-        topology: of the chips, such as v5e:2x4.
+        topology: of the chips; see `chips_elsewhere`.
 
     Raises:
         ValueError: there is no such topology, the chips do not divide by `train.shard_parameters`, or a batch
             is below 1.
     """
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except jax.errors.JaxRuntimeError as error:
-        wish = "a topology such as v5e:2x4, v5p:2x2x1 or v6e:2x4"
-        raise ValueError(f"aot must be {wish}, got {topology!r} ({str(error).splitlines()[0]})") from error
-    training = training.on_chips(len(devices), batch_per_chip)
-    mesh = mesh_over(devices, training.train.shard_parameters)
-    with compile_for("tpu"):
-        return _measure(training, mesh, topology, steps=0)
+    chips = chips_elsewhere(topology)
+    training = training.on_chips(len(chips.devices), batch_per_chip)
+    mesh = mesh_over(chips.devices, training.train.shard_parameters)
+    with compile_for(chips.platform):
+        return _measure(training, mesh, topology, steps=0, limit=chips.memory)
 
 
 def time_here(training: Training, batch_per_chip: int, steps: int) -> MeasuredStep:
@@ -157,7 +133,9 @@ def bench_nets(
     return rows
 
 
-def _measure(training: Training, mesh: Mesh, chips: str, *, steps: int) -> MeasuredStep:
+def _measure(
+    training: Training, mesh: Mesh, chips: str, *, steps: int, limit: int | None = None
+) -> MeasuredStep:
     optimizer = make_optimizer(training.optim, training.train)
     started = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -169,6 +147,8 @@ def _measure(training: Training, mesh: Mesh, chips: str, *, steps: int) -> Measu
         try:
             compiled = compile_fitting(lowered, mesh)
             memory = memory_needed(compiled)
+            if limit is not None and memory > limit:
+                compiled = None
         except StepTooLarge as error:
             compiled, memory = None, error.needed
     seconds = time.perf_counter() - started
@@ -182,7 +162,7 @@ def _measure(training: Training, mesh: Mesh, chips: str, *, steps: int) -> Measu
         chips=chips,
         batch=batch,
         parameters=sum(x.size for x in jax.tree.leaves(params)),
-        tflops=compiled and compiled.cost_analysis()["flops"] / 1e12,
+        tflops=compiled and _tflops(compiled),
         memory_gib=memory and memory / 2**30,
         fits=compiled is not None,
         seconds=seconds,
@@ -190,6 +170,12 @@ def _measure(training: Training, mesh: Mesh, chips: str, *, steps: int) -> Measu
         spread=timing and timing.spread * 1e3,
         patches_per_second=timing and batch / timing.median,
     )
+
+
+def _tflops(compiled: jax.stages.Compiled) -> float | None:
+    """None for GPUs that are not here, of which XLA does not say."""
+    costs = compiled.cost_analysis()
+    return costs and costs["flops"] / 1e12
 
 
 def _placed(array: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:

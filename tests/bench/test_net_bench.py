@@ -17,9 +17,11 @@ from training_programs import write_config
 from jaxmamba3d import cli
 from jaxmamba3d import training as training_package
 from jaxmamba3d.augment import AugmentationPlan
+from jaxmamba3d.bench import chips
 from jaxmamba3d.bench.net import MeasuredStep, _markdown, bench_nets
 from jaxmamba3d.bench.shapes import PLANS, paper_net
 from jaxmamba3d.bench.trainings import Training
+from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.data import plan_workspace
 from jaxmamba3d.labels import Labels
@@ -31,11 +33,10 @@ LABELS = Labels({"background": (0,), "a": (1,), "b": (2,)})
 ELSEWHERE = """
 import sys
 from pathlib import Path
-from jaxmamba3d.bench import net
-net.use_tpu_compiler()
+from jaxmamba3d.bench import chips, net
+chips.use_compiler_for("{topology}")
 from test_net_bench import training
-trainings = [training("multisegmamba", 8, accumulate=2, shard_parameters=2), training("multisegmamba", 512)]
-net.bench_nets(trainings, Path(sys.argv[1]), topology="v5e:2x2")
+net.bench_nets([{trainings}], Path(sys.argv[1]), topology="{topology}")
 """
 
 
@@ -124,22 +125,41 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path, options, batch, message)
         bench_nets([], tmp_path, steps=-1)
 
 
-@pytest.mark.aot
-def test_a_step_is_compiled_for_four_chips(tmp_path):
-    """In a process of its own, because libtpu is set up by the environment."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install libtpu")
+def test_chips_that_nobody_can_compile_for(monkeypatch):
+    for name in ("h300", "h100:0", "v5e"):
+        with pytest.raises(ValueError, match=rf"^aot must be TPUs such as .*, got '{name}'$"):
+            chips.use_compiler_for(name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    for name, install in (
+        ("v5e:2x4", "libtpu"),
+        ("h100", r"'jax\[cuda12\]'"),
+        ("a100:8", r"'jax\[cuda12\]'"),
+    ):
+        with pytest.raises(UnsupportedError, match=f"needs their compiler: pip install {install}$"):
+            chips.use_compiler_for(name)
+
+
+def compiled_elsewhere(topology, program, folder):
+    """The rows of a program, run in a process of its own, because compilers are set up by the environment."""
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(tmp_path)],
+        [sys.executable, "-c", ELSEWHERE.format(topology=topology, trainings=program), str(folder)],
         env=environment | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    small, huge = json.loads((tmp_path / "net.json").read_text())
+    return json.loads((folder / "net.json").read_text())
+
+
+@pytest.mark.aot
+def test_a_step_is_compiled_for_four_tpus(tmp_path):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install libtpu")
+    program = "training('multisegmamba', 8, accumulate=2, shard_parameters=2), training('multisegmamba', 512)"
+    small, huge = compiled_elsewhere("v5e:2x2", program, tmp_path)
     assert small["fits"]
     assert small["batch"] == 8
     assert small["memory_gib"] < 1
@@ -147,3 +167,16 @@ def test_a_step_is_compiled_for_four_chips(tmp_path):
     assert small["milliseconds"] is None
     assert not huge["fits"]
     assert huge["memory_gib"] > 15.75
+
+
+@pytest.mark.aot
+def test_a_step_is_compiled_for_two_gpus(tmp_path):
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip("the compiler for GPUs is not installed: pip install 'jax[cuda12]'")
+    program = "training('multisegmamba', 8, shard_parameters=2), training('resunet', 768)"
+    small, huge = compiled_elsewhere("h100:2", program, tmp_path)
+    assert small["fits"]
+    assert small["batch"] == 2
+    assert 0 < small["memory_gib"] < 1
+    assert not huge["fits"]
+    assert huge["memory_gib"] > 60

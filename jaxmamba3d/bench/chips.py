@@ -1,0 +1,184 @@
+"""Chips that are not here, for which XLA compiles all the same."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from jaxmamba3d.checks import UnsupportedError, check_that
+
+WISH = "TPUs such as v5e:2x4, v5p:2x2x1 or v6e:2x4, or GPUs such as a100, h100:8 or h200"
+
+LIBTPU = (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no chip is taken, so others may compile beside
+)
+"""Makes libtpu a compiler alone."""
+
+CUDA = (("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1"),)
+"""Lets JAX's plugin for CUDA do without a driver."""
+
+MEMORY_SHARE = 0.75
+"""Of a GPU's memory JAX takes so much, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What XLA's compiler wants to know of a GPU.
+
+    Args:
+        name: as CUDA gives it.
+        capability: compute capability.
+        own_features: whether code is for this architecture alone (sm_90a).
+        cores: multiprocessors.
+        shared: shared memory of a multiprocessor, bytes; a block gets 1024 less.
+        l2: cache, bytes.
+        memory: bytes.
+        bandwidth: of the memory, bytes a second.
+        clock: GHz.
+
+    Source: NVIDIA's data sheets and CUDA's device properties.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    own_features: bool
+    cores: int
+    shared: int
+    l2: int
+    memory: int
+    bandwidth: int
+    clock: float
+
+    def target_config(self) -> str:
+        """XLA's `GpuTargetConfigProto` as text."""
+        major, minor = self.capability
+        extension = "ACCELERATED_FEATURES" if self.own_features else "NONE"
+        versions = " ".join(f'{kind}_version: "12.9.0"' for kind in VERSIONED)
+        return f"""
+            platform_name: "CUDA"
+            device_description_str: "{self.name}"
+            dnn_version_info {{ major: 9 minor: 10 }}
+            gpu_device_info {{
+                name: "{self.name}"
+                cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
+                {versions} dnn_version: "9.10.0"
+                core_count: {self.cores} fpus_per_core: 64 clock_rate_ghz: {self.clock}
+                shared_memory_per_core: {self.shared} shared_memory_per_block: 49152
+                shared_memory_per_block_optin: {self.shared - 1024}
+                l2_cache_size: {self.l2} device_memory_size: {self.memory}
+                memory_bandwidth: {self.bandwidth} device_address_bits: 64
+                registers_per_core_limit: 65536 registers_per_block_limit: 65536
+                threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+                thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+                block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+            }}"""
+
+
+VERSIONED = ("driver", "runtime", "compile_time_toolkit")
+GPUS = {
+    "a100": Gpu(
+        "NVIDIA A100-SXM4-80GB",
+        (8, 0),
+        own_features=False,
+        cores=108,
+        shared=167_936,
+        l2=41_943_040,
+        memory=85_100_068_864,
+        bandwidth=2_039_040_000_000,
+        clock=1.41,
+    ),
+    "h100": Gpu(
+        "NVIDIA H100 80GB HBM3",
+        (9, 0),
+        own_features=True,
+        cores=132,
+        shared=233_472,
+        l2=52_428_800,
+        memory=84_942_979_072,
+        bandwidth=3_352_320_000_000,
+        clock=1.98,
+    ),
+    "h200": Gpu(
+        "NVIDIA H200",
+        (9, 0),
+        own_features=True,
+        cores=132,
+        shared=233_472,
+        l2=52_428_800,
+        memory=150_754_820_096,
+        bandwidth=4_800_000_000_000,
+        clock=1.98,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chips:
+    """Chips to compile for.
+
+    Args:
+        platform: of theirs, as JAX calls it.
+        devices: of the topology.
+        memory: bytes of each that JAX may use; None where the compiler refuses what does not fit itself.
+    """
+
+    platform: str
+    devices: Sequence[jax.Device]
+    memory: int | None
+
+
+def use_compiler_for(wanted: str) -> None:
+    """Sets up the compiler for chips alone; to be called before JAX starts.
+
+    Args:
+        wanted: see `chips_elsewhere`.
+
+    Raises:
+        UnsupportedError: the compiler is not installed.
+        ValueError: neither TPUs nor GPUs are called so.
+    """
+    for_gpus = _gpus(wanted) is not None
+    check_that(for_gpus or bool(re.fullmatch(r"\w+:\d+(x\d+)+", wanted)), "aot", WISH, repr(wanted))
+    modules = ("jax_cuda12_plugin", "jax_cuda13_plugin") if for_gpus else ("libtpu",)
+    if not any(importlib.util.find_spec(module) for module in modules):
+        kind, install = ("GPUs", "'jax[cuda12]'") if for_gpus else ("TPUs", "libtpu")
+        raise UnsupportedError(f"compiling for {kind} needs their compiler: pip install {install}")
+    for name, value in CUDA if for_gpus else LIBTPU:
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+
+
+def chips_elsewhere(wanted: str) -> Chips:
+    """The chips of a topology, none of which need be here.
+
+    Args:
+        wanted: of TPUs as libtpu names it, such as v5e:2x4; or one of GPUS, with a number such as h100:8.
+
+    Raises:
+        ValueError: there is no such topology.
+    """
+    gpus = _gpus(wanted)
+    try:
+        if gpus is None:
+            found = topologies.get_topology_desc(platform="tpu", topology_name=wanted)
+            return Chips("tpu", found.devices, None)
+        gpu, count = gpus
+        found = topologies.get_topology_desc(
+            platform="cuda", topology=f"1x1x{count}", target_config=gpu.target_config()
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"aot must be {WISH}, got {wanted!r} ({str(error).splitlines()[0]})") from error
+    return Chips("gpu", found.devices, int(MEMORY_SHARE * gpu.memory))
+
+
+def _gpus(wanted: str) -> tuple[Gpu, int] | None:
+    """Which and how many, if GPUs are wanted."""
+    found = re.fullmatch(rf"({'|'.join(GPUS)})(?::([1-9]\d*))?", wanted)
+    return found and (GPUS[found[1]], int(found[2] or 1))
