@@ -76,8 +76,7 @@ def predict(
     check_writable(output, "output")
     config, template = run.config, nnx.state(run.abstract_net(), nnx.Param)
     weights = [restore_params(run.fold_folder(fold) / "checkpoints", template, checkpoint) for fold in folds]
-    mirroring = config.predict.mirroring if mirroring is None else mirroring
-    mirror_axes = config.train.mirror_axes if mirroring else ()
+    mirror_axes = _mirror_axes(run, mirroring)
     predictor = _predictor(run, mirror_axes)
     steps = postprocessing.steps if postprocessing else ()
     if steps:
@@ -114,7 +113,7 @@ def check_window_batch(run: Run) -> None:
     train, windows = run.config.train, run.config.predict.window_batch
     batch_size = run.configuration.batch_size
     devices = devices_for(batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
-    predictor = _predictor(run, run.config.train.mirror_axes if run.config.predict.mirroring else ())
+    predictor = _predictor(run, _mirror_axes(run))
     as_many = windows * train.accumulate * len(devices) <= batch_size and train.shard_parameters == 1
     if as_many or memory_limit(predictor.mesh) is None:
         return
@@ -125,6 +124,12 @@ def check_window_batch(run: Run) -> None:
         step=f"prediction of {windows} windows at once",
         advice="lower predict.window_batch",
     )
+
+
+def _mirror_axes(run: Run, mirroring: bool | None = None) -> tuple[int, ...]:
+    """Those that training mirrored, if prediction is to; None: as the config says."""
+    mirroring = run.config.predict.mirroring if mirroring is None else mirroring
+    return run.config.train.mirror_axes if mirroring else ()
 
 
 def _predictor(run: Run, mirror_axes: Sequence[int]) -> WindowPredictor:
