@@ -14,8 +14,9 @@ class InstanceNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, zero_init: bool = False):
-        self.scale = nnx.Param(jnp.zeros((features,)) if zero_init else jnp.ones((features,)))
-        self.bias = nnx.Param(jnp.zeros((features,)))
+        zeros = jnp.zeros((features,), jnp.float32)
+        self.scale = nnx.Param(zeros if zero_init else jnp.ones_like(zeros))
+        self.bias = nnx.Param(zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return _normalized(x, self.scale[...], self.bias[...])

@@ -232,6 +232,14 @@ def test_bfloat16_stays_near_float32(trained):
     assert_close(half, exact, 0.1)
 
 
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_where_numbers_are_64_bits_wide_all_is_float32(name):
+    with jax.enable_x64(True):
+        net = abstract_net(dataclasses.replace(TINY, name=name))
+        outputs = nnx.eval_shape(lambda net, x: net(x), net, jnp.zeros((1, 4, 4, 4, 1), jnp.float32))
+    assert {x.dtype for x in (*jax.tree.leaves(nnx.state(net)), *outputs)} == {jnp.dtype("float32")}
+
+
 def test_sizes_that_do_not_divide_are_named():
     net = abstract_net(SMALL)
     with pytest.raises(ValueError, match=r"size of x along Y must be divisible by 4, .* got 10"):

@@ -97,6 +97,16 @@ def test_it_lowers(implementation, shape, dtype):
     assert len(re.findall(target, lowered(implementation, shape, dtype, reverse=True))) == kernels
 
 
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_it_lowers_where_numbers_are_64_bits_wide(implementation):
+    if implementation == "pallas_mosaic_gpu" and jax.__version_info__ < OLDEST_JAX:
+        pytest.skip("pallas_mosaic_gpu needs jax 0.11 or newer")
+    _, _, target, kernels = KERNELS[implementation]
+    with jax.enable_x64(True):
+        text = lowered(implementation, (1, 512, 64, 32), "bfloat16")
+    assert len(re.findall(target, text)) == kernels
+
+
 @pytest.mark.parametrize("implementation", ["pallas_triton", "pallas_mosaic_tpu"])
 def test_it_lowers_inside_of_a_shard_map(implementation):
     """Also for as many numbers as 32 bits cannot count."""

@@ -17,6 +17,7 @@ from scan_contract import (
 )
 from tolerances import assert_close, rounding
 
+from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
 from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, blocks, selective_scan
 from jaxmamba3d.ops.selective_scan.blocks import override_blocks
@@ -71,6 +72,36 @@ def test_optional_arguments(implementation, absent):
     arguments = random_arguments(2, 37, 5, 4)
     kept = {name: value for name, value in arguments.items() if name not in absent}
     assert_like_reference(kept, implementation, rounding("float32", 37))
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_64_bits_change_nothing(implementation):
+    arguments = random_arguments(2, 37, 5, 4)
+    expected = value_and_gradients(arguments, "reference")
+    with jax.enable_x64(True):
+        if implementation == "pallas_triton":
+            with pytest.raises(UnsupportedError, match="interpreted, it needs jax_enable_x64 unset"):
+                selective_scan(**arguments, implementation=implementation)
+            return
+        found = value_and_gradients(arguments, implementation)
+    assert_close_to_reference(found, expected, implementation, rounding("float32", 37))
+
+
+@pytest.mark.parametrize("implementation", ["reference", *TESTED])
+def test_float64_is_computed_in_float32_or_refused(implementation):
+    with jax.enable_x64(True):
+        arguments = random_arguments(1, 9, 3, 2, dtype="float64")
+        if "pallas" in implementation:
+            with pytest.raises(UnsupportedError, match="it takes no float64"):
+                selective_scan(**arguments, implementation=implementation)
+            return
+        found = value_and_gradients(arguments, implementation)
+        for name, array in found.items():
+            like = arguments.get(name.removeprefix("gradient of "), arguments["u"])
+            assert array.dtype == (jnp.float32 if name == "last_state" else like.dtype), name
+    rounded = {name: value.astype(jnp.float32) for name, value in arguments.items()}
+    for name, value in value_and_gradients(rounded, "reference").items():
+        assert_close(found[name], value, rounding("float32", 9), name)
 
 
 @pytest.mark.parametrize("implementation", TESTED)

@@ -53,6 +53,8 @@ def _kernel(module) -> Implementation:
             return (
                 f"interpreted inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
             )
+        if any(x.dtype == jnp.float64 for x in arguments if x is not None):
+            return "it takes no float64"
         return module.unsupported_reason(arguments, backend)
 
     return Implementation(run, unsupported_reason)

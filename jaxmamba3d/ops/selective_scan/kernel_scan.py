@@ -84,6 +84,9 @@ def differentiable_scan(
     partitioned over devices; where not, it runs on one.
     """
 
+    # Pallas takes the numbers in kernels and blocks for 64 bits wide under jax_enable_x64, and fails.
+    forward_pass, backward_pass = map(jax.enable_x64(False), (forward_pass, backward_pass))
+
     def each_sequence(options, function):
         return _each_sequence(function, partition=interpreter_can_partition or not options.interpret)
 

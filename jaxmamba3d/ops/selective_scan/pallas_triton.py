@@ -43,6 +43,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     """Why this implementation cannot run a call, or None; on a CPU it runs interpreted, which is slow."""
     if backend == "tpu":
         return "it lowers through Triton, for NVIDIA GPUs"
+    if backend == "cpu" and jax.config.jax_enable_x64:
+        return "interpreted, it needs jax_enable_x64 unset"
     if old := older_gpu_than(OLDEST_CAPABILITY):
         return f"Triton needs an Ampere GPU or newer, and this one is of compute capability {old}"
     state = arguments.A.shape[1]
