@@ -28,6 +28,10 @@ MEMORY_SHARE = 0.75
 """Of a GPU's memory JAX takes so much, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
 
 
+VERSIONED = ("driver", "runtime", "compile_time_toolkit")
+"""What of CUDA the compiler asks the version of."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Gpu:
     """What XLA's compiler wants to know of a GPU.
@@ -81,7 +85,6 @@ class Gpu:
             }}"""
 
 
-VERSIONED = ("driver", "runtime", "compile_time_toolkit")
 GPUS = {
     "a100": Gpu(
         "NVIDIA A100-SXM4-80GB",

@@ -40,8 +40,8 @@ class MeasuredStep:
         parameters: numbers of the net.
         tflops: of a step and chip as the compiler counts them, the scan kernels left out; None if it does not
             fit or the compiler does not say.
-        memory_gib: of a chip: parameters, optimizer state, batch and temporaries; where it does not fit, the
-            temporaries alone, if the compiler says.
+        memory_gib: of a chip: parameters, optimizer state, batch and temporaries; where it does not fit
+            into a TPU, the temporaries alone, if the compiler says.
         fits: whether a chip's memory holds that.
         seconds: that the compilation took.
         milliseconds, spread: median of the steps and distance of their quartiles; None where none was taken.

@@ -14,9 +14,8 @@ class InstanceNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, zero_init: bool = False):
-        zeros = jnp.zeros((features,), jnp.float32)
-        self.scale = nnx.Param(zeros if zero_init else jnp.ones_like(zeros))
-        self.bias = nnx.Param(zeros)
+        self.scale = nnx.Param(jnp.full((features,), 0 if zero_init else 1, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return _normalized(x, self.scale[...], self.bias[...])

@@ -92,7 +92,7 @@ class Checkpoints:
         """
         meta = {"identity": self._identity, **dataclasses.asdict(position)}
         step = int(state.step)
-        best = {
+        parts = {
             "params": ocp.args.StandardSave(_named_leaves(state.params)),
             "meta": ocp.args.JsonSave(meta),
         }
@@ -100,8 +100,8 @@ class Checkpoints:
         with _full_disks_named(self._folder):
             # The latest comes last: a run killed in between does this epoch again, and with it its best.
             if is_best:
-                self._managers["best"].save(step, args=ocp.args.Composite(**best))
-            self._managers["latest"].save(step, args=ocp.args.Composite(**best, optimizer=rest))
+                self._managers["best"].save(step, args=ocp.args.Composite(**parts))
+            self._managers["latest"].save(step, args=ocp.args.Composite(**parts, optimizer=rest))
 
     def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
         """The latest state, laid out and placed as the template, with its position; None if there is none.
