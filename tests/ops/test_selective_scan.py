@@ -74,6 +74,21 @@ def test_optional_arguments(implementation, absent):
     assert_like_reference(kept, implementation, rounding("float32", 37))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("seed", range(12))
+def test_calls_that_nobody_chose(implementation, seed):
+    rng = np.random.default_rng(seed)
+    batch, length, channels, states = (int(2 ** rng.uniform(0, power)) for power in (2, 9, 6, 8))
+    dtype = rng.choice(["float32", "bfloat16"])
+    arguments = random_arguments(batch, length, channels, states, dtype, seed)
+    for name in OPTIONAL:
+        if rng.random() < 0.4:
+            del arguments[name]
+    options = {name: bool(rng.random() < 0.5) for name in ("reverse", "delta_softplus")}
+    assert_like_reference(arguments, implementation, rounding(dtype, max(length, states)), **options)
+
+
 @pytest.mark.parametrize("implementation", TESTED)
 def test_64_bits_change_nothing(implementation):
     arguments = random_arguments(2, 37, 5, 4)
