@@ -211,7 +211,7 @@ def test_remat_changes_no_number():
 @needs_two_devices
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_over_devices(form):
-    graphdef, params = nnx.split(build_net(dataclasses.replace(TINY, name="bisegmamba"), rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(build_net(dataclasses.replace(TINY, name="segmamba"), rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 4, 4, 4, 1)).astype(np.float32)
 
