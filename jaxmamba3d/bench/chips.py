@@ -5,10 +5,12 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
+from jaxmamba3d.bench.floors import chip_rates
 from jaxmamba3d.checks import UnsupportedError, check_that
 
 WISH = "TPUs such as v5e:2x4, v5p:2x2x1 or v6e:2x4, or GPUs such as a100, h100:8 or h200"
@@ -32,38 +34,30 @@ VERSIONED = ("driver", "runtime", "compile_time_toolkit")
 """What of CUDA the compiler asks the version of."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """What XLA's compiler wants to know of a GPU.
+class Gpu(NamedTuple):
+    """What XLA's compiler wants to know of a GPU beside its `ChipRates`.
 
     Args:
         name: as CUDA gives it.
         capability: compute capability.
-        own_features: whether code is for this architecture alone (sm_90a).
-        cores: multiprocessors.
         shared: shared memory of a multiprocessor, bytes; a block gets 1024 less.
         l2: cache, bytes.
         memory: bytes.
-        bandwidth: of the memory, bytes a second.
-        clock: GHz.
 
-    Source: NVIDIA's data sheets and CUDA's device properties.
+    Source: CUDA's device properties.
     """
 
     name: str
     capability: tuple[int, int]
-    own_features: bool
-    cores: int
     shared: int
     l2: int
     memory: int
-    bandwidth: int
-    clock: float
 
     def target_config(self) -> str:
         """XLA's `GpuTargetConfigProto` as text."""
+        rates = chip_rates(self.name)
         major, minor = self.capability
-        extension = "ACCELERATED_FEATURES" if self.own_features else "NONE"
+        extension = "ACCELERATED_FEATURES" if major >= 9 else "NONE"  # code for sm_90a, and for sm_80
         versions = " ".join(f'{kind}_version: "12.9.0"' for kind in VERSIONED)
         return f"""
             platform_name: "CUDA"
@@ -73,11 +67,11 @@ class Gpu:
                 name: "{self.name}"
                 cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
                 {versions} dnn_version: "9.10.0"
-                core_count: {self.cores} fpus_per_core: 64 clock_rate_ghz: {self.clock}
+                core_count: {rates.processors} fpus_per_core: 64 clock_rate_ghz: {rates.clock / 1e9}
                 shared_memory_per_core: {self.shared} shared_memory_per_block: 49152
                 shared_memory_per_block_optin: {self.shared - 1024}
                 l2_cache_size: {self.l2} device_memory_size: {self.memory}
-                memory_bandwidth: {self.bandwidth} device_address_bits: 64
+                memory_bandwidth: {round(rates.bytes)} device_address_bits: 64
                 registers_per_core_limit: 65536 registers_per_block_limit: 65536
                 threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
                 thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
@@ -86,39 +80,9 @@ class Gpu:
 
 
 GPUS = {
-    "a100": Gpu(
-        "NVIDIA A100-SXM4-80GB",
-        (8, 0),
-        own_features=False,
-        cores=108,
-        shared=167_936,
-        l2=41_943_040,
-        memory=85_100_068_864,
-        bandwidth=2_039_040_000_000,
-        clock=1.41,
-    ),
-    "h100": Gpu(
-        "NVIDIA H100 80GB HBM3",
-        (9, 0),
-        own_features=True,
-        cores=132,
-        shared=233_472,
-        l2=52_428_800,
-        memory=84_942_979_072,
-        bandwidth=3_352_320_000_000,
-        clock=1.98,
-    ),
-    "h200": Gpu(
-        "NVIDIA H200",
-        (9, 0),
-        own_features=True,
-        cores=132,
-        shared=233_472,
-        l2=52_428_800,
-        memory=150_754_820_096,
-        bandwidth=4_800_000_000_000,
-        clock=1.98,
-    ),
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 167_936, 41_943_040, 85_100_068_864),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 233_472, 52_428_800, 84_942_979_072),
+    "h200": Gpu("NVIDIA H200", (9, 0), 233_472, 52_428_800, 150_754_820_096),
 }
 
 

@@ -6,20 +6,26 @@ from jaxmamba3d.bench.shapes import ScanShape
 
 
 class ChipRates(NamedTuple):
-    """Exponentials a second of all special-function units, and bytes a second of the memory."""
+    """How fast a GPU is at most: multiprocessors, boost clock (Hz), and bytes a second of the memory."""
 
-    exponentials: float
+    processors: int
+    clock: float
     bytes: float
 
+    @property
+    def exponentials(self) -> float:
+        """A second, of all special-function units: 16 a clock and multiprocessor."""
+        return self.processors * 16 * self.clock
 
-# Processors x 16 special functions a clock x boost clock; memory bandwidth: NVIDIA's data sheets.
+
+# NVIDIA's data sheets.
 CHIPS = {
-    "H200": ChipRates(132 * 16 * 1.98e9, 4.8e12),
-    "H100 80GB HBM3": ChipRates(132 * 16 * 1.98e9, 3.35e12),
-    "H100 PCIe": ChipRates(114 * 16 * 1.755e9, 2.0e12),
-    "A100-SXM4-80GB": ChipRates(108 * 16 * 1.41e9, 2.04e12),
-    "A100-SXM4-40GB": ChipRates(108 * 16 * 1.41e9, 1.56e12),
-    "L4": ChipRates(58 * 16 * 2.04e9, 3.0e11),
+    "H200": ChipRates(132, 1.98e9, 4.8e12),
+    "H100 80GB HBM3": ChipRates(132, 1.98e9, 3.35e12),
+    "H100 PCIe": ChipRates(114, 1.755e9, 2.0e12),
+    "A100-SXM4-80GB": ChipRates(108, 1.41e9, 2.04e12),
+    "A100-SXM4-40GB": ChipRates(108, 1.41e9, 1.56e12),
+    "L4": ChipRates(58, 2.04e9, 3.0e11),
 }
 
 

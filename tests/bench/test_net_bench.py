@@ -18,6 +18,7 @@ from jaxmamba3d import cli
 from jaxmamba3d import training as training_package
 from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.bench import chips
+from jaxmamba3d.bench.floors import chip_rates
 from jaxmamba3d.bench.net import MeasuredStep, _markdown, bench_nets
 from jaxmamba3d.bench.shapes import PLANS, paper_net
 from jaxmamba3d.bench.trainings import Training
@@ -125,6 +126,15 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path, options, batch, message)
         bench_nets([], tmp_path, steps=-1)
 
 
+@pytest.mark.parametrize("name", chips.GPUS)
+def test_a_gpu_is_described_by_its_rates_too(name):
+    gpu = chips.GPUS[name]
+    rates = chip_rates(gpu.name)
+    text = gpu.target_config()
+    assert f"core_count: {rates.processors} " in text
+    assert f"memory_bandwidth: {rates.bytes:.0f} " in text
+
+
 def test_chips_that_nobody_can_compile_for(monkeypatch):
     for name in ("h300", "h100:0", "v5e"):
         with pytest.raises(ValueError, match=rf"^aot must be TPUs such as .*, got '{name}'$"):
@@ -154,29 +164,24 @@ def compiled_elsewhere(topology, program, folder):
     return json.loads((folder / "net.json").read_text())
 
 
+TPUS = "training('multisegmamba', 8, accumulate=2, shard_parameters=2), training('multisegmamba', 512)"
+GPUS = "training('multisegmamba', 8, shard_parameters=2), training('resunet', 768)"
+
+
 @pytest.mark.aot
-def test_a_step_is_compiled_for_four_tpus(tmp_path):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install libtpu")
-    program = "training('multisegmamba', 8, accumulate=2, shard_parameters=2), training('multisegmamba', 512)"
-    small, huge = compiled_elsewhere("v5e:2x2", program, tmp_path)
+@pytest.mark.parametrize(
+    ("topology", "compiler", "program", "batch", "memory_gib"),
+    [("v5e:2x2", "libtpu", TPUS, 8, 15.75), ("h100:2", "jax_cuda12_plugin", GPUS, 2, 59)],
+)
+def test_steps_are_compiled_for_chips_elsewhere(topology, compiler, program, batch, memory_gib, tmp_path):
+    if importlib.util.find_spec(compiler) is None:
+        pytest.skip(f"{compiler} is not installed: pip install libtpu, or 'jax[cuda12]'")
+    small, huge = compiled_elsewhere(topology, program, tmp_path)
     assert small["fits"]
-    assert small["batch"] == 8
-    assert small["memory_gib"] < 1
-    assert small["tflops"] > 0
+    assert small["batch"] == batch
+    assert 0 < small["memory_gib"] < 1
+    if topology.startswith("v5e"):
+        assert small["tflops"] > 0
     assert small["milliseconds"] is None
     assert not huge["fits"]
-    assert huge["memory_gib"] > 15.75
-
-
-@pytest.mark.aot
-def test_a_step_is_compiled_for_two_gpus(tmp_path):
-    if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        pytest.skip("the compiler for GPUs is not installed: pip install 'jax[cuda12]'")
-    program = "training('multisegmamba', 8, shard_parameters=2), training('resunet', 768)"
-    small, huge = compiled_elsewhere("h100:2", program, tmp_path)
-    assert small["fits"]
-    assert small["batch"] == 2
-    assert 0 < small["memory_gib"] < 1
-    assert not huge["fits"]
-    assert huge["memory_gib"] > 60
+    assert huge["memory_gib"] > memory_gib

@@ -26,7 +26,7 @@ def test_the_paper_s_longest_scans_come_first():
 
 def test_the_floor_is_the_slower_of_exponentials_and_bytes():
     shape = ScanShape(1, 1000, 10, 4, "")
-    fast_memory, slow_memory = ChipRates(1e6, 1e12), ChipRates(1e12, 1e6)
+    fast_memory, slow_memory = ChipRates(1, 1e6 / 16, 1e12), ChipRates(1, 1e12 / 16, 1e6)
     assert floor_seconds(shape, fast_memory, bytes_per_number=4, backward=False) == pytest.approx(0.08)
     assert floor_seconds(shape, fast_memory, bytes_per_number=4, backward=True) == pytest.approx(0.16)
     # u, delta, z, y of 10 channels and B, C of 4 states.
