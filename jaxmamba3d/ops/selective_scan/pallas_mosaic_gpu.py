@@ -154,7 +154,7 @@ def _gradient_kernel(
     walk(call, at, before_y, delta_bias, keep_states, read_tile(h_in_ref.at[at.state]))
 
     def gradients(k, step, carry):
-        g, sums = carry
+        g, g_A, sums = carry
         states, tokens = [read_tile(scratch.states.at[call.steps - 1 - k])], []
         for j in order:
             tokens.append(step.token(j))
@@ -167,7 +167,8 @@ def _gradient_kernel(
                 *(step.row(x, j) for x in (step.refs.z, step.refs.g_out)),
             )
             g_y, g_u, g_D, g_z = skip_and_gate_adjoint(y, token.u, D, z, g_out)
-            g, g_A, g_token = retreat(g, token, A, decay(token.delta), states[i], states[i + 1], g_y, form)
+            here = decay(token.delta), states[i], states[i + 1], g_y
+            g, g_A, g_token = retreat(g, token, A, *here, g_A, form)
             g_delta = step.slope(j, g_token.delta)
             g_bias = None if delta_bias is None else g_delta
             g_u = g_token.u if g_u is None else g_token.u + g_u
@@ -175,17 +176,17 @@ def _gradient_kernel(
             for rows, value in zip(scratch.out, found, strict=True):
                 if rows is not None:
                     rows[j] = value.astype(rows.dtype)
-            sums = jax.tree.map(jnp.add, sums, (g_A, g_D, g_bias))
+            sums = jax.tree.map(jnp.add, sums, (g_D, g_bias))
         row = at.sequence, step.tokens, at.channels
         column = at.sequence, at.tile, step.tokens
         places = ScanArguments(row, row, None, column, column, None, row, None, None)
         staged = zip(scratch.out, out, places, strict=True)
-        return (g, sums), [(rows, ref.at[index]) for rows, ref, index in staged if rows is not None]
+        return (g, g_A, sums), [(rows, ref.at[index]) for rows, ref, index in staged if rows is not None]
 
-    zero = zero_tile(call.states), *(None if x is None else zero_row() for x in (D, delta_bias))
-    start = read_tile(g_in_ref.at[at.state]), zero
-    _, sums = walk(call, at, refs, delta_bias, gradients, start, backward=True)
-    for ref, value in zip((out.A, out.D, out.delta_bias), sums, strict=True):
+    zeros = tuple(None if x is None else zero_row() for x in (D, delta_bias))
+    start = read_tile(g_in_ref.at[at.state]), zero_tile(call.states), zeros
+    _, g_A, sums = walk(call, at, refs, delta_bias, gradients, start, backward=True)
+    for ref, value in zip((out.A, out.D, out.delta_bias), (g_A, *sums), strict=True):
         if ref is not None:
             ref[at.state] = value
     plgpu.wait_smem_to_gmem(0)

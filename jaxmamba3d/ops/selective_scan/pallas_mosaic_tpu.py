@@ -126,8 +126,7 @@ def _gradient_kernel(
             h = own.states[first + i]
             decay = jnp.exp(tokens[i].delta * A)
             after = advance(h, tokens[i], decay)
-            g, g_A_token, found[i] = retreat(g, tokens[i], A, decay, h, after, g_y[i : i + 1])
-            g_A = g_A + g_A_token
+            g, g_A, found[i] = retreat(g, tokens[i], A, decay, h, after, g_y[i : i + 1], g_A)
         g_u, g_delta, g_B, g_C = zip(*found, strict=True)
         own.g_token.u[rows, :], own.g_token.delta[rows, :] = (jnp.concatenate(x, 0) for x in (g_u, g_delta))
         own.g_token.B[rows, :], own.g_token.C[rows, :] = (jnp.concatenate(x, 1).T for x in (g_B, g_C))

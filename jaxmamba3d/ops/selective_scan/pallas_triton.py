@@ -31,7 +31,7 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
     where_present,
 )
 from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout
-from jaxmamba3d.ops.selective_scan.triton_gradient import GradientMemory, gradient_kernel
+from jaxmamba3d.ops.selective_scan.triton_gradient import ChunkRows, GradientMemory, gradient_kernel
 from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
 from jaxmamba3d.ops.varying import results_like
 
@@ -76,12 +76,12 @@ def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
     """The state after a chunk from a zero start, and the sum of its steps."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
-    decay = decay_of(A)
+    decay = decay_of(A, call.form)
 
     def body(t, carry):
         h, span = carry
         token = tile.token(refs, t, delta_bias)
-        return advance(h, token, decay(token.delta)), span + token.delta
+        return advance(h, token, decay(token.delta), call.form), span + token.delta
 
     h, span = _walk(call, 0, body, (jnp.zeros_like(A), jnp.zeros((1, tile.width), jnp.float32)))
     tile.add_state(end_ref, h, False)
@@ -92,11 +92,11 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
     """y of a chunk, from the state before it."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
-    decay = decay_of(A)
+    decay = decay_of(A, call.form)
 
     def body(t, h):
         token = tile.token(refs, t, delta_bias)
-        h = advance(h, token, decay(token.delta))
+        h = advance(h, token, decay(token.delta), call.form)
         y = skip_and_gate(readout(h, token), token.u, D, tile.row(refs.z, t))
         tile.store_row(y_ref, t, y)
         return h
@@ -108,13 +108,13 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     """The gradient of the state before a chunk that the chunk's own outputs give."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
-    decay = decay_of(A)
+    decay = decay_of(A, call.form)
 
     def body(t, g):
         step = tile.step(t, tile.row(refs.delta, t), delta_bias)
         # The gate is linear in y: what it makes of y it makes of the gradient.
         g_y = skip_and_gate(tile.row(refs.g_out, t), None, None, tile.row(refs.z, t))
-        return (g + g_y * tile.column(refs.C, t)) * decay(step)
+        return call.form.multiply_add(g_y, tile.column(refs.C, t), g) * decay(step)
 
     tile.add_state(g_ref, _walk(call, 0, body, jnp.zeros_like(A), backward=True), False)
 
@@ -278,7 +278,9 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     )
     sums = None if blocks.groups == 1 else own(blocks.chunk, call.state_tile)
     kept_states = own(blocks.chunk // blocks.stride, call.state_tile, blocks.gradient_tile)
-    memory = GradientMemory(kept_states, sums, sums)
+    row_memory = own(blocks.chunk, blocks.gradient_tile)
+    rows = ChunkRows(row_memory, row_memory, row_memory, None if inputs.z is None else row_memory)
+    memory = GradientMemory(kept_states, rows, sums, sums)
     state = _state_block(call, None, width)
     blocks_out = ScanArguments(row, row, state, column, column, parameter, row, parameter, None)
     g, _ = _run(

@@ -12,18 +12,26 @@ import jax
 import jax.numpy as jnp
 
 
+def _multiply_add(a, b, c):
+    return a * b + c
+
+
 class TileForm(NamedTuple):
-    """How rows and columns spread over a tile, and how a tile sums to them.
+    """How rows and columns spread over a tile, how a tile sums to them, and a chip's own arithmetic.
 
     Args:
         from_row, from_column: a row or a column -> what multiplies a tile.
         over_states, over_channels: a tile -> its sums, a row or a column.
+        exp2: 2 to the power of a tile.
+        multiply_add: a b + c, of tiles and of what multiplies them.
     """
 
     from_row: Callable[[jax.Array], jax.Array]
     from_column: Callable[[jax.Array], jax.Array]
     over_states: Callable[[jax.Array], jax.Array]
     over_channels: Callable[[jax.Array], jax.Array]
+    exp2: Callable[[jax.Array], jax.Array] = jnp.exp2
+    multiply_add: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = _multiply_add
 
 
 def _itself(x):
@@ -51,12 +59,12 @@ class Token(NamedTuple):
 def decay_of(A: jax.Array, form: TileForm = CHANNELS_LAST) -> Callable[[jax.Array], jax.Array]:
     """delta -> exp(delta A), as one instruction of GPUs, which know powers of 2, and a product."""
     A_2 = A * math.log2(math.e)
-    return lambda delta: jnp.exp2(form.from_row(delta) * A_2)
+    return lambda delta: form.exp2(form.from_row(delta) * A_2)
 
 
 def advance(h: jax.Array, token: Token, decay: jax.Array, form: TileForm = CHANNELS_LAST) -> jax.Array:
     """The state after a token: decay h + delta u B, with decay = exp(delta A)."""
-    return decay * h + form.from_row(token.delta * token.u) * form.from_column(token.B)
+    return form.multiply_add(decay, h, form.from_row(token.delta * token.u) * form.from_column(token.B))
 
 
 def readout(h: jax.Array, token: Token, form: TileForm = CHANNELS_LAST) -> jax.Array:
@@ -72,6 +80,7 @@ def retreat(
     h_before: jax.Array,
     h_after: jax.Array,
     g_y: jax.Array,
+    g_A: jax.Array,
     form: TileForm = CHANNELS_LAST,
 ) -> tuple[jax.Array, jax.Array, Token]:
     """The adjoint of `advance` and `readout` together.
@@ -83,14 +92,15 @@ def retreat(
         decay: exp(delta A).
         h_before, h_after: the states around the token.
         g_y: gradient of the readout, a row.
+        g_A: gradient of A, what the tokens after this one have given.
         form: of the tile.
 
     Returns:
-        The gradients of the state before the token, of A, and of the token; the sums over channels in the
-        token's B and C are of this tile alone.
+        The gradients of the state before the token, of A with this token's part, and of the token; the sums
+        over channels in the token's B and C are of this tile alone.
     """
     g_y_tile, delta_tile = form.from_row(g_y), form.from_row(token.delta)
-    g = g + g_y_tile * form.from_column(token.C)
+    g = form.multiply_add(g_y_tile, form.from_column(token.C), g)
     g_drive = form.over_states(g * form.from_column(token.B))
     g_before = g * decay
     g_exponent = g_before * h_before
@@ -100,7 +110,7 @@ def retreat(
         B=form.over_channels(g * form.from_row(token.delta * token.u)),
         C=form.over_channels(g_y_tile * h_after),
     )
-    return g_before, g_exponent * delta_tile, g_token
+    return g_before, form.multiply_add(g_exponent, delta_tile, g_A), g_token
 
 
 def compose(earlier: tuple[jax.Array, jax.Array], later: tuple[jax.Array, jax.Array]):

@@ -1,5 +1,6 @@
 """The tile that a program of the Triton kernels holds: masked reads and writes of its channels and states."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -11,7 +12,28 @@ from jax.experimental.pallas import triton as plt
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import TritonBlocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
-from jaxmamba3d.ops.selective_scan.recurrence import Token
+from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, TileForm, Token
+
+
+def _instruction(name: str, *operands: jax.Array) -> jax.Array:
+    """One float32 instruction of NVIDIA GPUs, for every number of the operands."""
+    shape = jnp.broadcast_shapes(*(x.shape for x in operands))
+    (result,) = plt.elementwise_inline_asm(
+        f"{name} {', '.join(f'${i}' for i in range(len(operands) + 1))};",
+        args=[jnp.broadcast_to(x, shape) for x in operands],
+        constraints=", ".join(["=f", *["f"] * len(operands)]),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float32)],
+    )
+    return result
+
+
+# XLA compiles Triton's arithmetic to the letter: products and sums are rounded one by one, and results below
+# the smallest normal number are kept, which takes an exponential three more instructions.
+_INSTRUCTIONS = CHANNELS_LAST._replace(
+    exp2=functools.partial(_instruction, "ex2.approx.ftz.f32"),
+    multiply_add=functools.partial(_instruction, "fma.rn.f32"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +48,11 @@ class Call:
     channels: int
     states: int
     blocks: TritonBlocks
+
+    @property
+    def form(self) -> TileForm:
+        """The interpreter knows no instructions."""
+        return CHANNELS_LAST if self.options.interpret else _INSTRUCTIONS
 
     @property
     def chunks(self) -> int:
@@ -54,15 +81,15 @@ class Tile:
     def states(self):
         return pl.ds(0, self.call.state_tile)
 
-    def row_mask(self, valid: jax.Array | None = None) -> jax.Array | None:
-        """[1, width]."""
+    def row_mask(self, valid: jax.Array | None = None, count: int = 1) -> jax.Array | None:
+        """[count, width], or [1, width] where all tokens have the same."""
         mask = None
         if self.call.channels % self.width:
             channel = (
                 self.channel_offset + self.first_channel + lax.broadcasted_iota(jnp.int32, (1, self.width), 1)
             )
             mask = channel < self.call.channels
-        return _both(mask, valid, (1, self.width))
+        return _both(mask, valid, (count, self.width))
 
     def column_mask(self, valid: jax.Array | None = None) -> jax.Array | None:
         """[N]."""
@@ -80,16 +107,20 @@ class Tile:
             return jnp.broadcast_to(row, (self.call.state_tile, self.width))
         return row & column[:, None]
 
-    def valid(self, t: jax.Array) -> jax.Array | None:
-        """Whether token t of the block is one of the sequence; None: all are."""
-        return self.token_offset + t < self.call.length if self.call.length % self.call.blocks.chunk else None
+    def valid(self, t: jax.Array, count: int = 1) -> jax.Array | None:
+        """Whether tokens from t on in the block are of the sequence, [] or [count, 1]; None: all are."""
+        if self.call.length % self.call.blocks.chunk == 0:
+            return None
+        if count > 1:
+            t = t + lax.broadcasted_iota(jnp.int32, (count, 1), 0)
+        return self.token_offset + t < self.call.length
 
-    def row(self, ref, t):
-        """Channels of a token, [1, width] float32; None stays None."""
+    def row(self, ref, t, count: int = 1):
+        """Channels of `count` tokens from t on, [count, width] float32; None stays None."""
         if ref is None:
             return None
-        mask = self.row_mask(self.valid(t))
-        return _load(ref.at[pl.ds(t, 1), self.channels], mask).astype(jnp.float32)
+        mask = self.row_mask(self.valid(t, count), count)
+        return _load(ref.at[pl.ds(t, count), self.channels], mask).astype(jnp.float32)
 
     def parameter(self, ref):
         return None if ref is None else _load(ref.at[pl.ds(0, 1), self.channels], self.row_mask())
@@ -105,8 +136,9 @@ class Tile:
         return _load(ref.at[*chunk, self.states, self.channels], self.tile_mask())
 
     def step(self, t, delta, delta_bias):
-        """The step of token t from the delta given, 0 beyond the sequence."""
-        step, valid = step_size(delta, delta_bias, self.call.options.delta_softplus), self.valid(t)
+        """The steps of the tokens from t on from the delta given, [count, width], 0 beyond the sequence."""
+        step = step_size(delta, delta_bias, self.call.options.delta_softplus)
+        valid = self.valid(t, delta.shape[0])
         return step if valid is None else jnp.where(valid, step, 0.0)
 
     def token(self, refs: KernelInputs, t, delta_bias) -> Token:
@@ -114,9 +146,11 @@ class Tile:
         return Token(self.row(refs.u, t), step, self.column(refs.B, t), self.column(refs.C, t))
 
     def store_row(self, ref, t, value):
+        """[count, width], of the tokens from t on."""
         if ref is not None:
-            mask = self.row_mask(self.valid(t))
-            plt.store(ref.at[pl.ds(t, 1), self.channels], value.astype(ref.dtype), mask=mask)
+            count = value.shape[0]
+            mask = self.row_mask(self.valid(t, count), count)
+            plt.store(ref.at[pl.ds(t, count), self.channels], value.astype(ref.dtype), mask=mask)
 
     def store_column_sum(self, ref, t, part, kept_ref, row, add, last):
         """Adds a part [N, 1] to the sum in a row of `kept_ref`, or begins it; with the last part stores it

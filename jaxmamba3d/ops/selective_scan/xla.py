@@ -67,8 +67,8 @@ class SequentialScan:
             token = _as_tile(token)
             decay = jnp.exp(token.delta * A)
             h_after = advance(h, token, decay)
-            g, g_A_token, g_token = retreat(g, token, A, decay, h, h_after, g_y[None])
-            return (g, g_A + g_A_token), _from_tile(g_token)
+            g, g_A, g_token = retreat(g, token, A, decay, h, h_after, g_y[None], g_A)
+            return (g, g_A), _from_tile(g_token)
 
         carry = (g_out, jnp.zeros_like(A))
         (g_in, g_A), g_chunk = lax.scan(step, carry, (chunk, h_before, g_y), reverse=not reverse)
