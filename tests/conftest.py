@@ -1,6 +1,8 @@
 """Eight CPU devices for every test, set before jax starts its backend, unless JAX_PLATFORMS asks for others.
 
 Tests compile much and compute little: the lowest optimisation of machine code saves a third of their time.
+Elsewhere products are computed in float32, not in the tensor cores' narrower numbers, which tolerances of
+rounding do not allow.
 """
 
 import importlib.util
@@ -17,6 +19,8 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
             "--xla_backend_optimization_level=0",
         )
     )
+else:
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 
 @pytest.fixture(scope="session", autouse=True)

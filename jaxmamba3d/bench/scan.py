@@ -5,6 +5,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -92,39 +93,67 @@ def bench_scan(
     total = len(chosen) * len(cases) * len([*implementations, *peers()])
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Measurement] = []
-    with tqdm(total=total, desc="scan", unit="row") as bar:
+    with tqdm(total=total, desc="scan", unit="row") as bar, ThreadPoolExecutor() as pool:
         for shape in chosen:
-            for dtype, reverse, backward in cases:
-                for row in _measure_case(shape, dtype, reverse, backward, implementations, repeats):
+            # Compiling takes much longer than measuring: all of a shape's programs compile side by side.
+            compile_case = functools.partial(_compile_case, shape, implementations)
+            for case, programs in zip(
+                cases, list(pool.map(compile_case, *zip(*cases, strict=True))), strict=True
+            ):
+                for row in _measure_case(shape, *case, programs, repeats):
                     rows.append(row)
                     bar.update()
             _write(rows, output)
     return rows
 
 
+def _compile_case(
+    shape: ScanShape, implementations: Sequence[str], dtype: str, reverse: bool, backward: bool
+) -> dict[str, jax.stages.Compiled | str]:
+    """By implementation: the program, or why there is none."""
+
+    def compiled(name):
+        inputs = jax.eval_shape(functools.partial(_inputs, shape, dtype))
+        if reason := unsupported_reason(name, **inputs):
+            return reason
+        try:
+            return jax.jit(_program(name, reverse, backward)).lower(inputs).compile()
+        except jax.errors.JaxRuntimeError as error:
+            return _why_it_does_not_fit(error)
+
+    return {name: compiled(name) for name in implementations}
+
+
+def _why_it_does_not_fit(error: jax.errors.JaxRuntimeError) -> str:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return "does not fit into memory"
+
+
 def _measure_case(
-    shape: ScanShape, dtype: str, reverse: bool, backward: bool, implementations: Sequence[str], repeats: int
+    shape: ScanShape,
+    dtype: str,
+    reverse: bool,
+    backward: bool,
+    programs: dict[str, jax.stages.Compiled | str],
+    repeats: int,
 ) -> Iterator[Measurement]:
     def row(name: str, timing: Timing | None, **fields) -> Measurement:
         measured = _numbers(shape, dtype, backward, timing) if timing else {}
         return Measurement(name, *shape.size, shape.where, dtype, reverse, backward, **(measured | fields))
 
     inputs = _inputs(shape, dtype)
-    for name in implementations:
-        if reason := unsupported_reason(name, **inputs):
-            yield row(name, None, note=reason)
+    for name, program in programs.items():
+        if isinstance(program, str):
+            yield row(name, None, note=program)
             continue
-        program = jax.jit(_program(name, reverse, backward))
         try:
-            compiled = program.lower(inputs).compile()
-            jax.block_until_ready(compiled(inputs))
+            jax.block_until_ready(program(inputs))
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            yield row(name, None, note="does not fit into memory")
+            yield row(name, None, note=_why_it_does_not_fit(error))
             continue
-        timing = time_calls(functools.partial(compiled, inputs), repeats=repeats)
-        memory = compiled.memory_analysis()
+        timing = time_calls(functools.partial(program, inputs), repeats=repeats)
+        memory = program.memory_analysis()
         yield row(name, timing, temporaries_mb=memory.temp_size_in_bytes / 2**20)
     for name, measure in peers().items():
         timing = measure(shape, dtype, reverse, backward, repeats)

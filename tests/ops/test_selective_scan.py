@@ -94,7 +94,7 @@ def test_64_bits_change_nothing(implementation):
     arguments = random_arguments(2, 37, 5, 4)
     expected = value_and_gradients(arguments, "reference")
     with jax.enable_x64(True):
-        if implementation == "pallas_triton":
+        if implementation == "pallas_triton" and jax.default_backend() == "cpu":
             with pytest.raises(UnsupportedError, match="interpreted, it needs jax_enable_x64 unset"):
                 selective_scan(**arguments, implementation=implementation)
             return
@@ -292,7 +292,7 @@ def test_no_full_state_tensor(implementation):
     }
     gradient = jax.grad(lambda a: jnp.sum(selective_scan(**a, implementation=implementation) ** 2))
     memory = jax.jit(gradient).lower(shapes).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.3 * (length * channels * state * 4)
+    assert memory.temp_size_in_bytes < 0.4 * (length * channels * state * 4)
 
 
 @pytest.mark.parametrize("length", [1, 100, 256, 512, 89600, 2**21, 1000003, 128 * 9 * 7])

@@ -1,11 +1,13 @@
 """Sizes of the kernels' blocks, from the shapes of a call.
 
-Derived from registers and memory, not tuned on hardware.
+Those of the Triton kernels were chosen by what an H100 took for the scans of the paper's networks; the others
+are derived from registers and memory.
 
 Triton: a program is one or a few warps. In the forward kernels a thread holds 32 numbers of a tile, so that
 state and decay rates take 64 registers; in the gradient kernel it holds 16, because `STRIDE` + 1 states,
-their gradient, the decay rates and their gradient are alive at once (255 registers). That kernel gets about
-as many programs as an H100 holds at once, for each has memory of its own for the states that it recomputes.
+their gradient, the decay rates and their gradient are alive at once, beside what is read ahead (255
+registers; with a stride of 4 some go to memory). That kernel gets about as many programs as an H100 holds at
+once, for each has memory of its own for the states that it recomputes.
 
 Mosaic GPU: a program is a warpgroup with 64 channels, N / 2 numbers of the tile a thread. The gradient kernel
 holds the states of a step in registers, at most 128 of them, and one state a step in 64 kB of shared memory,
@@ -25,12 +27,13 @@ from collections.abc import Iterator
 WARP = 32
 FORWARD_NUMBERS, GRADIENT_NUMBERS = 32, 16
 GRADIENT_TILE = 16
+MOST_GRADIENT_STATES, FEW_GRADIENT_STATES = 128, 32
 FORWARD_PROGRAMS = 2048
 """Enough for 132 processors with 16 programs each."""
 GRADIENT_WARPS = 1024
 """What 132 processors with 8 warps of 255 registers hold at once."""
 LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32
-STRIDE = 4
+STRIDE = 2
 WARPGROUP_TILE = 64
 """What the layout of the registers wants."""
 LONGEST_STEP, STEP_STATES = 8, 256
@@ -52,6 +55,9 @@ class TritonBlocks:
         stride: tokens unrolled in every loop, and between two states that the gradient kernel stores.
         forward_tile, gradient_tile: channels of a tile in the forward kernels and in the gradient kernel.
         forward_warps, gradient_warps: warps of a program, of 32 threads each.
+        gradient_states: states that the gradient kernel works on at once.
+        gradient_part: their parts: a column of fewer numbers than a program has threads is read by those that
+            need it, a longer one is handed from thread to thread.
         run: chunks that one program of the gradient kernel works off, one after another.
         groups: tiles that it works off for each chunk.
     """
@@ -62,6 +68,8 @@ class TritonBlocks:
     gradient_tile: int
     forward_warps: int
     gradient_warps: int
+    gradient_states: int
+    gradient_part: int
     run: int
     groups: int
 
@@ -82,18 +90,22 @@ def triton_blocks(batch: int, length: int, channels: int, states: int, chunk: in
     """
     states = _power_of_two(states)
     tiles = math.ceil(channels / GRADIENT_TILE)
+    forward_tile = max(8, min(_power_of_two(channels), FORWARD_NUMBERS * WARP // states))
+    forward_warps = max(1, states * forward_tile // (FORWARD_NUMBERS * WARP))
+    states = states if states <= MOST_GRADIENT_STATES else FEW_GRADIENT_STATES
     chunks = batch * math.ceil(length / chunk)
     warps = max(1, states * GRADIENT_TILE // (GRADIENT_NUMBERS * WARP))
     programs = GRADIENT_WARPS // warps
     splits = min(tiles, math.ceil(programs / chunks))
-    forward_tile = max(8, min(_power_of_two(channels), FORWARD_NUMBERS * WARP // states))
     blocks = TritonBlocks(
         chunk=chunk,
         stride=STRIDE,
         forward_tile=forward_tile,
         gradient_tile=GRADIENT_TILE,
-        forward_warps=max(1, states * forward_tile // (FORWARD_NUMBERS * WARP)),
+        forward_warps=forward_warps,
         gradient_warps=warps,
+        gradient_states=states,
+        gradient_part=min(states, warps * WARP // 2),
         run=max(1, chunks // programs),
         groups=math.ceil(tiles / splits),
     )

@@ -32,7 +32,7 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
 )
 from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout
 from jaxmamba3d.ops.selective_scan.triton_gradient import ChunkRows, GradientMemory, gradient_kernel
-from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
+from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile, reading_ahead, spread
 from jaxmamba3d.ops.varying import results_like
 
 LARGEST_STATE = 256
@@ -53,23 +53,28 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     return None
 
 
-def _walk(call: Call, first_token, body, carry, *, backward: bool = False):
-    """carry = body(t, carry) for the tokens of a chunk in scan order, or against it."""
+def _walk(tile: Tile, refs: KernelInputs, body, carry, *, backward: bool = False):
+    """carry = body(t, what is read of token t, carry) for a chunk's tokens in scan order, or against it."""
+    call = tile.call
     chunk, stride = call.blocks.chunk, call.blocks.stride
     descending = call.options.reverse != backward
 
-    def several(k, carry):
-        for j in range(stride):
-            i = k * stride + j
-            carry = body(first_token + (chunk - 1 - i if descending else i), carry)
+    def tokens(k):
+        positions = [k * stride + j for j in range(stride)]
+        return [chunk - 1 - i if descending else i for i in positions]
+
+    def several(k, read, carry):
+        for t, token in zip(tokens(k), read, strict=True):
+            carry = body(t, token, carry)
         return carry
 
-    return lax.fori_loop(0, chunk // stride, several, carry)
+    return reading_ahead(chunk // stride, lambda k: [tile.read(refs, t) for t in tokens(k)], several, carry)
 
 
 def _single_tile(call: Call, width: int) -> Tile:
     """The tile of a program whose block is one chunk by one tile."""
-    return Tile(call, width, 0, pl.program_id(2) * width, pl.program_id(1) * call.blocks.chunk)
+    offsets = pl.program_id(2) * width, pl.program_id(1) * call.blocks.chunk
+    return Tile(call, width, 0, *offsets, 0, call.state_tile, call.state_tile)
 
 
 def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
@@ -78,12 +83,13 @@ def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
     decay = decay_of(A, call.form)
 
-    def body(t, carry):
+    def body(t, read, carry):
         h, span = carry
-        token = tile.token(refs, t, delta_bias)
+        token = tile.token(read, t, delta_bias)
         return advance(h, token, decay(token.delta), call.form), span + token.delta
 
-    h, span = _walk(call, 0, body, (jnp.zeros_like(A), jnp.zeros((1, tile.width), jnp.float32)))
+    zero = jax.tree.map(jnp.zeros_like, A), jnp.zeros((1, tile.width), jnp.float32)
+    h, span = _walk(tile, refs, body, zero)
     tile.add_state(end_ref, h, False)
     tile.add_parameter(span_ref, span, False)
 
@@ -94,14 +100,14 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
     decay = decay_of(A, call.form)
 
-    def body(t, h):
-        token = tile.token(refs, t, delta_bias)
+    def body(t, read, h):
+        token = tile.token(read, t, delta_bias)
         h = advance(h, token, decay(token.delta), call.form)
-        y = skip_and_gate(readout(h, token), token.u, D, tile.row(refs.z, t))
+        y = skip_and_gate(readout(h, token, call.form), token.u, D, read.z)
         tile.store_row(y_ref, t, y)
         return h
 
-    _walk(call, 0, body, tile.state(h_in_ref))
+    _walk(tile, refs, body, tile.state(h_in_ref))
 
 
 def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
@@ -110,13 +116,18 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
     decay = decay_of(A, call.form)
 
-    def body(t, g):
-        step = tile.step(t, tile.row(refs.delta, t), delta_bias)
+    def body(t, read, g):
+        step = tile.step(t, read.delta, delta_bias)
         # The gate is linear in y: what it makes of y it makes of the gradient.
-        g_y = skip_and_gate(tile.row(refs.g_out, t), None, None, tile.row(refs.z, t))
-        return call.form.multiply_add(g_y, tile.column(refs.C, t), g) * decay(step)
+        g_y = skip_and_gate(read.g_out, None, None, read.z)
 
-    tile.add_state(g_ref, _walk(call, 0, body, jnp.zeros_like(A), backward=True), False)
+        def part(g, decay, C):
+            return call.form.multiply_add(g_y, C, g) * decay
+
+        return jax.tree.map(part, g, decay(step), spread(read.C))
+
+    zero = jax.tree.map(jnp.zeros_like, A)
+    tile.add_state(g_ref, _walk(tile, refs, body, zero, backward=True), False)
 
 
 def _call(options: KernelOptions, inputs: KernelInputs) -> Call:
@@ -167,7 +178,7 @@ def _run(call: Call, kernel, name: str, warps: int, operands, out_shape, **optio
 def _run_forward(call: Call, kernel, name: str, inputs: KernelInputs, states, out_shape, out_specs):
     """A kernel whose program is one chunk by one tile."""
     blocks = call.blocks
-    batch, width = inputs.u.shape[0], blocks.forward_tile
+    batch, width = inputs.delta.shape[0], blocks.forward_tile
     return _run(
         call,
         kernel,
@@ -229,7 +240,7 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         call,
         _adjoint_summary_kernel,
         "adjoint_summary",
-        inputs._replace(B=None, D=None),
+        inputs._replace(u=None, B=None, D=None),
         (),
         out_shape=[jax.ShapeDtypeStruct(h_in.shape, jnp.float32)],
         out_specs=[_state_block(call, None, blocks.forward_tile)],
@@ -277,9 +288,9 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         h0=None,
     )
     sums = None if blocks.groups == 1 else own(blocks.chunk, call.state_tile)
-    kept_states = own(blocks.chunk // blocks.stride, call.state_tile, blocks.gradient_tile)
+    kept_states = own(blocks.chunk // blocks.stride, blocks.gradient_states, blocks.gradient_tile)
     row_memory = own(blocks.chunk, blocks.gradient_tile)
-    rows = ChunkRows(row_memory, row_memory, row_memory, None if inputs.z is None else row_memory)
+    rows = ChunkRows(*[row_memory] * 4, None if inputs.z is None else row_memory)
     memory = GradientMemory(kept_states, rows, sums, sums)
     state = _state_block(call, None, width)
     blocks_out = ScanArguments(row, row, state, column, column, parameter, row, parameter, None)

@@ -1,7 +1,8 @@
 """One token of the recurrence and one of its adjoint, on a tile of states and channels.
 
 The tile is all of a state or any part of it, in float32. What belongs to channels is a row, what belongs to
-states a column; a `TileForm` says how the two become tiles.
+states a column; a `TileForm` says how the two become tiles. A tile may also come as a tuple of tiles, one for
+each part of the states, and so do its columns then.
 """
 
 import math
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+Tile = jax.Array | tuple[jax.Array, ...]
 
 
 def _multiply_add(a, b, c):
@@ -52,37 +55,42 @@ class Token(NamedTuple):
 
     u: jax.Array
     delta: jax.Array
-    B: jax.Array
-    C: jax.Array
+    B: Tile
+    C: Tile
 
 
-def decay_of(A: jax.Array, form: TileForm = CHANNELS_LAST) -> Callable[[jax.Array], jax.Array]:
+def decay_of(A: Tile, form: TileForm = CHANNELS_LAST) -> Callable[[jax.Array], Tile]:
     """delta -> exp(delta A), as one instruction of GPUs, which know powers of 2, and a product."""
-    A_2 = A * math.log2(math.e)
-    return lambda delta: form.exp2(form.from_row(delta) * A_2)
+    A_2 = jax.tree.map(lambda A: A * math.log2(math.e), A)
+    return lambda delta: jax.tree.map(lambda A_2: form.exp2(form.from_row(delta) * A_2), A_2)
 
 
-def advance(h: jax.Array, token: Token, decay: jax.Array, form: TileForm = CHANNELS_LAST) -> jax.Array:
+def advance(h: Tile, token: Token, decay: Tile, form: TileForm = CHANNELS_LAST) -> Tile:
     """The state after a token: decay h + delta u B, with decay = exp(delta A)."""
-    return form.multiply_add(decay, h, form.from_row(token.delta * token.u) * form.from_column(token.B))
+    drive = form.from_row(token.delta * token.u)
+
+    def part(h, decay, B):
+        return form.multiply_add(decay, h, drive * form.from_column(B))
+
+    return jax.tree.map(part, h, decay, token.B)
 
 
-def readout(h: jax.Array, token: Token, form: TileForm = CHANNELS_LAST) -> jax.Array:
+def readout(h: Tile, token: Token, form: TileForm = CHANNELS_LAST) -> jax.Array:
     """C . h, a row."""
-    return form.over_states(h * form.from_column(token.C))
+    return _sum_over_states(h, jax.tree.map(form.from_column, token.C), form)
 
 
 def retreat(
-    g: jax.Array,
+    g: Tile,
     token: Token,
-    A: jax.Array,
-    decay: jax.Array,
-    h_before: jax.Array,
-    h_after: jax.Array,
+    A: Tile,
+    decay: Tile,
+    h_before: Tile,
+    h_after: Tile,
     g_y: jax.Array,
-    g_A: jax.Array,
+    g_A: Tile,
     form: TileForm = CHANNELS_LAST,
-) -> tuple[jax.Array, jax.Array, Token]:
+) -> tuple[Tile, Tile, Token]:
     """The adjoint of `advance` and `readout` together.
 
     Args:
@@ -99,18 +107,29 @@ def retreat(
         The gradients of the state before the token, of A with this token's part, and of the token; the sums
         over channels in the token's B and C are of this tile alone.
     """
-    g_y_tile, delta_tile = form.from_row(g_y), form.from_row(token.delta)
-    g = form.multiply_add(g_y_tile, form.from_column(token.C), g)
-    g_drive = form.over_states(g * form.from_column(token.B))
-    g_before = g * decay
-    g_exponent = g_before * h_before
+    g_y_tile, delta_tile, drive = map(form.from_row, (g_y, token.delta, token.delta * token.u))
+    B, C = (jax.tree.map(form.from_column, x) for x in (token.B, token.C))
+    g = jax.tree.map(lambda g, C: form.multiply_add(g_y_tile, C, g), g, C)
+    g_drive = _sum_over_states(g, B, form)
+    g_before = jax.tree.map(jnp.multiply, g, decay)
+    g_exponent = jax.tree.map(jnp.multiply, g_before, h_before)
     g_token = Token(
         u=g_drive * token.delta,
-        delta=g_drive * token.u + form.over_states(g_exponent * A),
-        B=form.over_channels(g * form.from_row(token.delta * token.u)),
-        C=form.over_channels(g_y_tile * h_after),
+        delta=g_drive * token.u + _sum_over_states(g_exponent, A, form),
+        B=jax.tree.map(lambda g: form.over_channels(g * drive), g),
+        C=jax.tree.map(lambda h: form.over_channels(g_y_tile * h), h_after),
     )
-    return g_before, form.multiply_add(g_exponent, delta_tile, g_A), g_token
+    g_A = jax.tree.map(lambda g_A, g: form.multiply_add(g, delta_tile, g_A), g_A, g_exponent)
+    return g_before, g_A, g_token
+
+
+def _sum_over_states(tile: Tile, factor: Tile, form: TileForm) -> jax.Array:
+    """The parts are added before they are summed over, for that may need many threads."""
+    (first, *others) = zip(jax.tree.leaves(tile), jax.tree.leaves(factor), strict=True)
+    total = first[0] * first[1]
+    for x, y in others:
+        total = form.multiply_add(x, y, total)
+    return form.over_states(total)
 
 
 def compose(earlier: tuple[jax.Array, jax.Array], later: tuple[jax.Array, jax.Array]):

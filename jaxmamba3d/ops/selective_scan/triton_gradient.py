@@ -19,7 +19,7 @@ from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import WARP
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs
 from jaxmamba3d.ops.selective_scan.recurrence import Token, advance, decay_of, readout, retreat
-from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
+from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile, begun, reading_ahead, spread
 
 ROW_NUMBERS = 4
 
@@ -30,12 +30,13 @@ class ChunkRows(NamedTuple):
     Args:
         step: of the recurrence.
         g_y: gradient of the readout.
-        g_step: gradient of the step.
+        g_u, g_step: gradients of u, without the skip, and of the step.
         y: the readout; None where nothing needs it.
     """
 
     step: Any
     g_y: Any
+    g_u: Any
     g_step: Any
     y: Any
 
@@ -44,7 +45,7 @@ class GradientMemory(NamedTuple):
     """A program's own memory in the gradient kernel.
 
     Args:
-        states: one in `stride` of a chunk, [chunk / stride, N, tile].
+        states: one in `stride` of a chunk, [chunk / stride, gradient_states, tile].
         rows: of a chunk and a tile.
         B, C: their gradients of a chunk, summed over the tiles up to now, [chunk, N]; None for a single tile.
     """
@@ -73,73 +74,121 @@ def gradient_kernel(
 
     def chunk_and_group(i, _):
         k, group = lax.div(i, groups), lax.rem(i, groups)
-        tile = Tile(call, blocks.gradient_tile, group * blocks.gradient_tile, channel_offset, token_offset)
+        first_channel = group * blocks.gradient_tile
         order = k > 0, group > 0, group == groups - 1
+        tile = functools.partial(
+            Tile,
+            call,
+            blocks.gradient_tile,
+            first_channel,
+            channel_offset,
+            token_offset,
+            states=blocks.gradient_states,
+            part=blocks.gradient_part,
+        )
         _one_tile(tile, refs, h_in_ref, g_in_ref, out, memory, k, *order)
 
     lax.fori_loop(0, chunks * groups, chunk_and_group, None)
 
 
-def _one_tile(tile: Tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile):
+def _one_tile(tile_from, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile):
     """The gradients of chunk k of the block for one tile of channels.
 
     `add_chunk`, `add_tile`: whether earlier chunks and tiles have begun the sums; `last_tile` ends them.
     """
+    tile = tile_from(0)
+    call, states = tile.call, tile.states
+    first = k * call.blocks.chunk
+    D, delta_bias = tile.parameter(refs.D), tile.parameter(refs.delta_bias)
+    _before_the_states(tile, refs, memory.rows, first, delta_bias)
+    _barrier(call)
+
+    def some_states(i, _):
+        some = tile_from(i * states)
+        _states(some, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile, i > 0)
+        _barrier(call)
+
+    if call.states <= states:
+        _states(tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile, False)
+        _barrier(call)
+    else:
+        lax.fori_loop(0, pl.cdiv(call.states, states), some_states, None)
+    g_D, g_bias = _after_the_states(tile, refs, out, memory.rows, first, D, delta_bias)
+    tile.add_parameter(out.D, g_D, add_chunk)
+    tile.add_parameter(out.delta_bias, g_bias, add_chunk)
+    _barrier(call)
+
+
+def _states(tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile, add_states):
+    """The gradients that some of the states give; `add_states`: others have begun the sums."""
     call, form = tile.call, tile.call.form
-    A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
+    A = tile.state(refs.A)
     decay = decay_of(A, form)
     chunk, stride = call.blocks.chunk, call.blocks.stride
     first, strides, rows = k * chunk, chunk // stride, memory.rows
 
-    def position(s, j):
+    def positions(s):
         """In the chunk."""
-        i = s * stride + j
-        return chunk - 1 - i if call.options.reverse else i
+        order = [s * stride + j for j in range(stride)]
+        return [chunk - 1 - i if call.options.reverse else i for i in order]
 
-    def token_at(s, j, C_ref=None):
-        i = position(s, j)
-        t = first + i
-        return Token(tile.row(refs.u, t), _read(rows.step, i), tile.column(refs.B, t), tile.column(C_ref, t))
+    def read_tokens(s, refs):
+        """Columns are not spread yet, see `Tile.read`."""
+        return [
+            Token(
+                tile.row(refs.u, first + i),
+                _read(rows.step, i),
+                tile.column(refs.B, first + i),
+                tile.column(refs.C, first + i),
+            )
+            for i in positions(s)
+        ]
 
-    def store_states(s, h):
-        memory.states[s] = h
-        for j in range(stride):
-            token = token_at(s, j)
+    def spread_tokens(tokens):
+        return [token._replace(B=spread(token.B), C=spread(token.C)) for token in tokens]
+
+    def store_states(s, tokens, h):
+        for place, part in zip(tile.parts, h, strict=True):
+            plt.store(memory.states.at[s, pl.ds(place, tile.part), :], part)
+        for token in spread_tokens(tokens):
             h = advance(h, token, decay(token.delta), form)
         return h
 
-    _before_the_states(tile, refs, rows, first, delta_bias)
-    _barrier(call)
-    lax.fori_loop(0, strides, store_states, tile.state(h_in_ref, k))
+    before_y = refs._replace(C=None)
+    reading_ahead(strides, lambda s: read_tokens(s, before_y), store_states, tile.state(h_in_ref, k))
     _barrier(call)
 
-    def gradients(i, carry):
-        g, g_A = carry
+    def read(i):
         s = strides - 1 - i
-        states, tokens = [memory.states[s]], []
-        for j in range(stride):
-            tokens.append(token_at(s, j, refs.C))
-            states.append(advance(states[-1], tokens[-1], decay(tokens[-1].delta), form))
+        state = tuple(plt.load(memory.states.at[s, pl.ds(p, tile.part), :]) for p in tile.parts)
+        g_ys = [_read(rows.g_y, i) for i in positions(s)]
+        kept = [[tile.begun_column(ref, i, add_tile) for ref in (memory.B, memory.C)] for i in positions(s)]
+        return state, read_tokens(s, refs), g_ys, kept
+
+    def gradients(i, read, carry):
+        g, g_A = carry
+        state, tokens, g_ys, kept = read
+        places, states, tokens = positions(strides - 1 - i), [state], spread_tokens(tokens)
+        for token in tokens:
+            states.append(advance(states[-1], token, decay(token.delta), form))
+        found = [None] * stride
         for j in reversed(range(stride)):
-            i, token = position(s, j), tokens[j]
-            t, g_y = first + i, _read(rows.g_y, i)
-            if rows.y is not None:
-                _write(rows.y, i, readout(states[j + 1], token, form))
-            here = decay(token.delta), states[j], states[j + 1], g_y
-            g, g_A, g_token = retreat(g, token, A, *here, g_A, form)
-            tile.store_row(out.u, t, g_token.u if D is None else g_token.u + g_y * D)
-            _write(rows.g_step, i, g_token.delta)
-            for ref, kept_ref, part in ((out.B, memory.B, g_token.B), (out.C, memory.C, g_token.C)):
-                tile.store_column_sum(ref, t, part, kept_ref, i, add_tile, last_tile)
+            token, h_before, h = tokens[j], states[j], states[j + 1]
+            y = None if rows.y is None else readout(h, token, form)
+            g, g_A, g_token = retreat(g, token, A, decay(token.delta), h_before, h, g_ys[j], g_A, form)
+            found[j] = g_token, y
+        # Rows change threads before they are stored, which parts the instructions before from those after.
+        for i, sums, (g_token, y) in zip(places, kept, found, strict=True):
+            for ref, row in ((rows.g_u, g_token.u), (rows.g_step, g_token.delta), (rows.y, y)):
+                _add(ref, i, row, add_states)
+            columns = zip((out.B, out.C), (memory.B, memory.C), sums, (g_token.B, g_token.C), strict=True)
+            for ref, kept_ref, begun_sum, column in columns:
+                tile.store_column_sum(ref, first + i, column, begun_sum, kept_ref, i, last_tile)
         return g, g_A
 
-    _, g_A = lax.fori_loop(0, strides, gradients, (tile.state(g_in_ref, k), jnp.zeros_like(A)))
+    zero = jax.tree.map(jnp.zeros_like, A)
+    _, g_A = reading_ahead(strides, read, gradients, (tile.state(g_in_ref, k), zero))
     tile.add_state(out.A, g_A, add_chunk)
-    _barrier(call)
-    g_D, g_bias = _after_the_states(tile, refs, out, rows, first, D, delta_bias)
-    tile.add_parameter(out.D, g_D, add_chunk)
-    tile.add_parameter(out.delta_bias, g_bias, add_chunk)
-    _barrier(call)
 
 
 def _before_the_states(tile: Tile, refs, rows: ChunkRows, first, delta_bias):
@@ -149,19 +198,20 @@ def _before_the_states(tile: Tile, refs, rows: ChunkRows, first, delta_bias):
     """
     count = _tokens_at_once(tile)
 
-    def some(i, _):
-        t = first + i * count
-        step = tile.step(t, tile.row(refs.delta, t, count), delta_bias)
-        # The gate is linear in y: what it makes of y it makes of the gradient.
-        g_y = skip_and_gate(tile.row(refs.g_out, t, count), None, None, tile.row(refs.z, t, count))
-        _write(rows.step, i * count, step)
-        _write(rows.g_y, i * count, g_y)
+    def read(i):
+        return tuple(tile.row(x, first + i * count, count) for x in (refs.delta, refs.z, refs.g_out))
 
-    lax.fori_loop(0, tile.call.blocks.chunk // count, some, None)
+    def some(i, read, _):
+        delta, z, g_out = read
+        _write(rows.step, i * count, tile.step(first + i * count, delta, delta_bias))
+        # The gate is linear in y: what it makes of y it makes of the gradient.
+        _write(rows.g_y, i * count, skip_and_gate(g_out, None, None, z))
+
+    reading_ahead(tile.call.blocks.chunk // count, read, some, None)
 
 
 def _after_the_states(tile: Tile, refs, out, rows: ChunkRows, first, D, delta_bias):
-    """The gradients of delta and z of a chunk; returns those of D and delta_bias, [1, tile]."""
+    """The gradients of u, delta and z of a chunk; returns those of D and delta_bias, [1, tile]."""
     count = _tokens_at_once(tile)
 
     def for_each_token(parameter):
@@ -169,20 +219,29 @@ def _after_the_states(tile: Tile, refs, out, rows: ChunkRows, first, D, delta_bi
 
     D, delta_bias = for_each_token(D), for_each_token(delta_bias)
 
-    def some(i, sums):
+    def read(i):
+        given = refs.u, refs.delta, refs.z, refs.g_out
+        kept = rows.g_u, rows.g_step, rows.y
+        return (
+            *(tile.row(x, first + i * count, count) for x in given),
+            *(None if x is None else _read(x, i * count, count) for x in kept),
+        )
+
+    def some(i, read, sums):
         t = first + i * count
-        u, delta, z, g_out = (tile.row(x, t, count) for x in (refs.u, refs.delta, refs.z, refs.g_out))
-        y = jnp.zeros_like(u) if rows.y is None else _read(rows.y, i * count, count)
-        _, gate_vjp = jax.vjp(lambda D, z: skip_and_gate(y, u, D, z), D, z)
+        u, delta, z, g_out, g_scanned, g_step, y = read
+        y = jnp.zeros_like(u) if y is None else y
+        _, gate_vjp = jax.vjp(functools.partial(skip_and_gate, y), u, D, z)
         _, step_vjp = jax.vjp(functools.partial(tile.step, t), delta, delta_bias)
-        g_D, g_z = gate_vjp(g_out)
-        g_delta, g_bias = step_vjp(_read(rows.g_step, i * count, count))
+        g_u, g_D, g_z = gate_vjp(g_out)
+        g_delta, g_bias = step_vjp(g_step)
+        tile.store_row(out.u, t, g_scanned + (0.0 if D is None else g_u))
         tile.store_row(out.delta, t, g_delta)
         tile.store_row(out.z, t, g_z)
         return jax.tree.map(jnp.add, sums, (g_D, g_bias))
 
     zeros = jax.tree.map(jnp.zeros_like, (D, delta_bias))
-    sums = lax.fori_loop(0, tile.call.blocks.chunk // count, some, zeros)
+    sums = reading_ahead(tile.call.blocks.chunk // count, read, some, zeros)
     return jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums)
 
 
@@ -198,6 +257,12 @@ def _read(ref, i, count=1):
 
 def _write(ref, i, rows):
     plt.store(ref.at[pl.ds(i, rows.shape[0]), :], rows)
+
+
+def _add(ref, i, row, add):
+    """Adds to what is there, or begins it."""
+    if ref is not None:
+        _write(ref, i, begun(ref.at[pl.ds(i, 1), :], None, add) + row)
 
 
 def _barrier(call: Call):

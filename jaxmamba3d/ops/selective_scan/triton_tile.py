@@ -65,21 +65,32 @@ class Call:
 
 @dataclass(frozen=True)
 class Tile:
-    """Where a program is: a tile of channels in its block, and masks where arrays end inside of blocks."""
+    """Where a program is: a tile of channels in its block, some of the states, and masks where arrays end
+    inside of blocks.
+
+    The states come in parts of `part`: tiles are tuples of [part, width], columns of [part].
+    """
 
     call: Call
     width: int
     first_channel: jax.Array  # in the block
     channel_offset: jax.Array  # of the block in the array
     token_offset: jax.Array
+    first_state: jax.Array
+    states: int
+    part: int
 
     @property
     def channels(self):
         return pl.ds(self.first_channel, self.width)
 
     @property
-    def states(self):
-        return pl.ds(0, self.call.state_tile)
+    def parts(self) -> list[int]:
+        """The first state of each, counted from `first_state`."""
+        return list(range(0, self.states, self.part))
+
+    def states_of(self, first: int):
+        return pl.ds(self.first_state + first, self.part)
 
     def row_mask(self, valid: jax.Array | None = None, count: int = 1) -> jax.Array | None:
         """[count, width], or [1, width] where all tokens have the same."""
@@ -91,20 +102,20 @@ class Tile:
             mask = channel < self.call.channels
         return _both(mask, valid, (count, self.width))
 
-    def column_mask(self, valid: jax.Array | None = None) -> jax.Array | None:
-        """[N]."""
-        shape, mask = (self.call.state_tile,), None
-        if self.call.states != self.call.state_tile:
-            mask = lax.broadcasted_iota(jnp.int32, shape, 0) < self.call.states
+    def column_mask(self, first: int, valid: jax.Array | None = None) -> jax.Array | None:
+        """[part]."""
+        shape, mask = (self.part,), None
+        if self.call.states % self.states:
+            mask = self.first_state + first + lax.broadcasted_iota(jnp.int32, shape, 0) < self.call.states
         return _both(mask, valid, shape)
 
-    def tile_mask(self) -> jax.Array | None:
-        """[N, width]."""
-        row, column = self.row_mask(), self.column_mask()
+    def tile_mask(self, first: int) -> jax.Array | None:
+        """[part, width]."""
+        row, column = self.row_mask(), self.column_mask(first)
         if row is None:
-            return None if column is None else jnp.broadcast_to(column[:, None], (column.size, self.width))
+            return None if column is None else jnp.broadcast_to(column[:, None], (self.part, self.width))
         if column is None:
-            return jnp.broadcast_to(row, (self.call.state_tile, self.width))
+            return jnp.broadcast_to(row, (self.part, self.width))
         return row & column[:, None]
 
     def valid(self, t: jax.Array, count: int = 1) -> jax.Array | None:
@@ -126,14 +137,20 @@ class Tile:
         return None if ref is None else _load(ref.at[pl.ds(0, 1), self.channels], self.row_mask())
 
     def column(self, ref, t):
-        """States of a token, [N, 1] float32; None stays None."""
+        """States of a token, a tuple of [part] float32; None stays None."""
         if ref is None:
             return None
-        return _load(ref.at[t, self.states], self.column_mask(self.valid(t))).astype(jnp.float32)[:, None]
+        valid = self.valid(t)
+        return tuple(
+            _load(ref.at[t, self.states_of(k)], self.column_mask(k, valid)).astype(jnp.float32)
+            for k in self.parts
+        )
 
     def state(self, ref, *chunk):
-        """[N, width], of a chunk where the block holds several."""
-        return _load(ref.at[*chunk, self.states, self.channels], self.tile_mask())
+        """A tile, of a chunk where the block holds several."""
+        return tuple(
+            _load(ref.at[*chunk, self.states_of(k), self.channels], self.tile_mask(k)) for k in self.parts
+        )
 
     def step(self, t, delta, delta_bias):
         """The steps of the tokens from t on from the delta given, [count, width], 0 beyond the sequence."""
@@ -141,9 +158,19 @@ class Tile:
         valid = self.valid(t, delta.shape[0])
         return step if valid is None else jnp.where(valid, step, 0.0)
 
-    def token(self, refs: KernelInputs, t, delta_bias) -> Token:
-        step = self.step(t, self.row(refs.delta, t), delta_bias)
-        return Token(self.row(refs.u, t), step, self.column(refs.B, t), self.column(refs.C, t))
+    def read(self, refs: KernelInputs, t) -> KernelInputs:
+        """A token's rows and columns out of those refs that there are.
+
+        Columns change threads before they meet tiles, and all threads wait for that: what several tokens
+        need is read before the first of them is used.
+        """
+        rows = {name: self.row(getattr(refs, name), t) for name in ("u", "delta", "z", "g_out")}
+        columns = {name: self.column(getattr(refs, name), t) for name in ("B", "C")}
+        return refs._replace(**rows, **columns, A=None, D=None, delta_bias=None)
+
+    def token(self, read: KernelInputs, t, delta_bias) -> Token:
+        step = self.step(t, read.delta, delta_bias)
+        return Token(read.u, step, spread(read.B), spread(read.C))
 
     def store_row(self, ref, t, value):
         """[count, width], of the tokens from t on."""
@@ -152,25 +179,52 @@ class Tile:
             mask = self.row_mask(self.valid(t, count), count)
             plt.store(ref.at[pl.ds(t, count), self.channels], value.astype(ref.dtype), mask=mask)
 
-    def store_column_sum(self, ref, t, part, kept_ref, row, add, last):
-        """Adds a part [N, 1] to the sum in a row of `kept_ref`, or begins it; with the last part stores it
-        as token t of `ref`; without `kept_ref` there is one part."""
-        value, mask = part[:, 0], self.column_mask(self.valid(t))
-        if kept_ref is not None:
-            place = kept_ref.at[row, self.states]
-            value = _begun(place, None, add) + value
-            plt.store(place, value)
-            mask = _both(mask, last, value.shape)
-        plt.store(ref.at[t, self.states], value.astype(ref.dtype), mask=mask)
+    def begun_column(self, kept_ref, row, add):
+        """What a row of `kept_ref` has for a column, see `begun`; None stays None."""
+        if kept_ref is None:
+            return None
+        return tuple(begun(kept_ref.at[row, self.states_of(k)], None, add) for k in self.parts)
 
-    def add_state(self, ref, value, add):
-        place, mask = ref.at[self.states, self.channels], self.tile_mask()
-        plt.store(place, _begun(place, mask, add) + value, mask=mask)
+    def store_column_sum(self, ref, t, column, begun_sum, kept_ref, row, last):
+        """Adds a column to what its sum has begun with, keeps it in a row of `kept_ref`, and with the last
+        summand stores it as token t of `ref`; without `kept_ref` there is one summand."""
+        valid = self.valid(t)
+        for i, (k, value) in enumerate(zip(self.parts, column, strict=True)):
+            value, mask = value[:, 0], self.column_mask(k, valid)
+            if kept_ref is not None:
+                value = begun_sum[i] + value
+                plt.store(kept_ref.at[row, self.states_of(k)], value)
+                mask = _both(mask, last, value.shape)
+            plt.store(ref.at[t, self.states_of(k)], value.astype(ref.dtype), mask=mask)
+
+    def add_state(self, ref, tile, add):
+        for k, value in zip(self.parts, tile, strict=True):
+            place, mask = ref.at[self.states_of(k), self.channels], self.tile_mask(k)
+            plt.store(place, begun(place, mask, add) + value, mask=mask)
 
     def add_parameter(self, ref, value, add):
         if ref is not None:
             place, mask = ref.at[pl.ds(0, 1), self.channels], self.row_mask()
-            plt.store(place, _begun(place, mask, add) + value, mask=mask)
+            plt.store(place, begun(place, mask, add) + value, mask=mask)
+
+
+def spread(column):
+    """Columns [part] -> [part, 1], which multiply tiles; None stays None."""
+    return jax.tree.map(lambda x: x[:, None], column)
+
+
+def reading_ahead(count: int, read, body, carry):
+    """carry = body(i, read(i), carry) for i from 0 to `count`; read(i + 1) comes before body(i).
+
+    Few programs fit on a processor, too few to hide how long memory takes to answer.
+    """
+
+    def step(i, carry_and_read):
+        carry, current = carry_and_read
+        following = read(jnp.minimum(i + 1, count - 1))
+        return body(i, current, carry), following
+
+    return lax.fori_loop(0, count, step, (carry, read(lax.full((), 0, jnp.int32))))[0]
 
 
 def _both(mask, valid, shape):
@@ -183,6 +237,6 @@ def _load(place, mask):
     return plt.load(place, mask=mask, other=None if mask is None else 0)
 
 
-def _begun(place, mask, add):
+def begun(place, mask, add):
     """What is stored there, or 0 where `add` is False and there is nothing yet."""
     return 0.0 if add is False else jnp.where(add, _load(place, mask), 0.0)
