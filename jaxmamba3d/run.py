@@ -291,6 +291,13 @@ def resolve_net(options: NetOptions, plan: Configuration, in_channels: int, labe
 
 def _versions() -> dict[str, str]:
     packages = ("jaxmamba3d", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
-    versions = {package: importlib.metadata.version(package) for package in packages}
+    versions = {package: _version(package) for package in packages}
     devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
     return versions | {"python": platform.python_version(), "devices": f"{jax.device_count()} x {devices}"}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is only on the path
+        return "not installed"

@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import importlib.metadata
 import json
 import shutil
 
+import jax
 import nibabel
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.training import train
 from jaxmamba3d.files import alone_in
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.run import open_run, resolve_net, start_run
+from jaxmamba3d.run import _versions, open_run, resolve_net, start_run
 
 
 def test_a_run_leaves_all_that_describes_it(finished):
@@ -54,6 +56,18 @@ def test_a_run_leaves_all_that_describes_it(finished):
     assert run.configuration.patch_size == (8, 8, 8)
     assert run.trained_folds() == (0,)
     assert "jax" in json.loads((run.folder / "versions.json").read_text())
+
+
+def test_a_source_tree_that_was_not_installed_runs(monkeypatch):
+    version = importlib.metadata.version
+
+    def not_installed(package):
+        return version("no such package" if package == "jaxmamba3d" else package)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    found = _versions()
+    assert found["jaxmamba3d"] == "not installed"
+    assert found["jax"] == jax.__version__
 
 
 def test_validation_cases_are_scored_in_their_geometry(finished, dataset):

@@ -73,8 +73,16 @@ def _walk(tile: Tile, refs: KernelInputs, body, carry, *, backward: bool = False
 
 def _single_tile(call: Call, width: int) -> Tile:
     """The tile of a program whose block is one chunk by one tile."""
-    offsets = pl.program_id(2) * width, pl.program_id(1) * call.blocks.chunk
-    return Tile(call, width, 0, *offsets, 0, call.state_tile, call.state_tile)
+    return Tile(
+        call,
+        width,
+        first_channel=0,
+        channel_offset=pl.program_id(2) * width,
+        token_offset=pl.program_id(1) * call.blocks.chunk,
+        first_state=0,
+        states=call.state_tile,
+        part=call.state_tile,
+    )
 
 
 def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):

@@ -1,12 +1,13 @@
 """The gradient kernel of the scan through Triton: what `pallas_triton` runs last in the backward pass.
 
 Triton has no scratch memory that a program could index, so it writes one state of a chunk in `stride` to
-global memory, where it stays in the second-level cache, and recomputes those between in registers. There it
-also sums the gradients of B and C over its tiles of channels. A program reuses its part of that memory for
-one chunk after another: the memory does not grow with the sequence.
+global memory, and recomputes those between in registers. There it also keeps what belongs to tokens and
+channels alone, and sums the gradients of B and C over its tiles of channels. A program reuses its part of
+that memory for one chunk after another: the memory does not grow with the sequence.
 """
 
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jaxmamba3d.ops.selective_scan.recurrence import Token, advance, decay_of, r
 from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile, begun, reading_ahead, spread
 
 ROW_NUMBERS = 4
+"""More would change how Triton spreads tiles over threads, and so the sums over states."""
 
 
 class ChunkRows(NamedTuple):
@@ -56,6 +58,24 @@ class GradientMemory(NamedTuple):
     C: Any
 
 
+class _Block(NamedTuple):
+    """What a program works on: inputs, states before and gradients after its chunks, results, own memory."""
+
+    inputs: KernelInputs
+    h_in: Any
+    g_in: Any
+    out: ScanArguments
+    memory: GradientMemory
+
+
+class _Order(NamedTuple):
+    """Whether earlier chunks and tiles have begun a sum, and whether a tile is the last that adds to it."""
+
+    add_chunk: Any
+    add_tile: Any
+    last_tile: Any
+
+
 def gradient_kernel(
     call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, memory: GradientMemory
 ):
@@ -63,7 +83,7 @@ def gradient_kernel(
 
     Those of the parameters are sums over the block, those of B and C over its channels.
     """
-    blocks = call.blocks
+    blocks, block = call.blocks, _Block(refs, h_in_ref, g_in_ref, out, memory)
     channel_offset = pl.program_id(2) * blocks.groups * blocks.gradient_tile
     token_offset = pl.program_id(1) * blocks.run * blocks.chunk
 
@@ -74,54 +94,48 @@ def gradient_kernel(
 
     def chunk_and_group(i, _):
         k, group = lax.div(i, groups), lax.rem(i, groups)
-        first_channel = group * blocks.gradient_tile
-        order = k > 0, group > 0, group == groups - 1
-        tile = functools.partial(
-            Tile,
+        tile = Tile(
             call,
-            blocks.gradient_tile,
-            first_channel,
-            channel_offset,
-            token_offset,
+            width=blocks.gradient_tile,
+            first_channel=group * blocks.gradient_tile,
+            channel_offset=channel_offset,
+            token_offset=token_offset,
+            first_state=0,
             states=blocks.gradient_states,
             part=blocks.gradient_part,
         )
-        _one_tile(tile, refs, h_in_ref, g_in_ref, out, memory, k, *order)
+        _one_tile(tile, block, k, _Order(k > 0, group > 0, group == groups - 1))
 
     lax.fori_loop(0, chunks * groups, chunk_and_group, None)
 
 
-def _one_tile(tile_from, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile):
-    """The gradients of chunk k of the block for one tile of channels.
-
-    `add_chunk`, `add_tile`: whether earlier chunks and tiles have begun the sums; `last_tile` ends them.
-    """
-    tile = tile_from(0)
-    call, states = tile.call, tile.states
+def _one_tile(tile: Tile, block: _Block, k, order: _Order):
+    """The gradients of chunk k of the block for one tile of channels, so many states at a time."""
+    call, out = tile.call, block.out
     first = k * call.blocks.chunk
-    D, delta_bias = tile.parameter(refs.D), tile.parameter(refs.delta_bias)
-    _before_the_states(tile, refs, memory.rows, first, delta_bias)
+    D, delta_bias = tile.parameter(block.inputs.D), tile.parameter(block.inputs.delta_bias)
+    _before_the_states(tile, block, first, delta_bias)
     _barrier(call)
 
     def some_states(i, _):
-        some = tile_from(i * states)
-        _states(some, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile, i > 0)
+        _states(replace(tile, first_state=i * tile.states), block, k, order, i > 0)
         _barrier(call)
 
-    if call.states <= states:
-        _states(tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile, False)
-        _barrier(call)
+    times = pl.cdiv(call.states, tile.states)
+    if times == 1:
+        some_states(0, None)
     else:
-        lax.fori_loop(0, pl.cdiv(call.states, states), some_states, None)
-    g_D, g_bias = _after_the_states(tile, refs, out, memory.rows, first, D, delta_bias)
-    tile.add_parameter(out.D, g_D, add_chunk)
-    tile.add_parameter(out.delta_bias, g_bias, add_chunk)
+        lax.fori_loop(0, times, some_states, None)
+    g_D, g_bias = _after_the_states(tile, block, first, D, delta_bias)
+    tile.add_parameter(out.D, g_D, order.add_chunk)
+    tile.add_parameter(out.delta_bias, g_bias, order.add_chunk)
     _barrier(call)
 
 
-def _states(tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile, last_tile, add_states):
+def _states(tile: Tile, block: _Block, k, order: _Order, add_states):
     """The gradients that some of the states give; `add_states`: others have begun the sums."""
     call, form = tile.call, tile.call.form
+    refs, out, memory = block.inputs, block.out, block.memory
     A = tile.state(refs.A)
     decay = decay_of(A, form)
     chunk, stride = call.blocks.chunk, call.blocks.stride
@@ -155,14 +169,16 @@ def _states(tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile,
         return h
 
     before_y = refs._replace(C=None)
-    reading_ahead(strides, lambda s: read_tokens(s, before_y), store_states, tile.state(h_in_ref, k))
+    reading_ahead(strides, lambda s: read_tokens(s, before_y), store_states, tile.state(block.h_in, k))
     _barrier(call)
 
     def read(i):
         s = strides - 1 - i
         state = tuple(plt.load(memory.states.at[s, pl.ds(p, tile.part), :]) for p in tile.parts)
         g_ys = [_read(rows.g_y, i) for i in positions(s)]
-        kept = [[tile.begun_column(ref, i, add_tile) for ref in (memory.B, memory.C)] for i in positions(s)]
+        kept = [
+            [tile.begun_column(ref, i, order.add_tile) for ref in (memory.B, memory.C)] for i in positions(s)
+        ]
         return state, read_tokens(s, refs), g_ys, kept
 
     def gradients(i, read, carry):
@@ -183,20 +199,20 @@ def _states(tile, refs, h_in_ref, g_in_ref, out, memory, k, add_chunk, add_tile,
                 _add(ref, i, row, add_states)
             columns = zip((out.B, out.C), (memory.B, memory.C), sums, (g_token.B, g_token.C), strict=True)
             for ref, kept_ref, begun_sum, column in columns:
-                tile.store_column_sum(ref, first + i, column, begun_sum, kept_ref, i, last_tile)
+                tile.store_column_sum(ref, first + i, column, begun_sum, kept_ref, i, order.last_tile)
         return g, g_A
 
     zero = jax.tree.map(jnp.zeros_like, A)
-    _, g_A = reading_ahead(strides, read, gradients, (tile.state(g_in_ref, k), zero))
-    tile.add_state(out.A, g_A, add_chunk)
+    _, g_A = reading_ahead(strides, read, gradients, (tile.state(block.g_in, k), zero))
+    tile.add_state(out.A, g_A, order.add_chunk)
 
 
-def _before_the_states(tile: Tile, refs, rows: ChunkRows, first, delta_bias):
+def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
     """The steps of a chunk and the gradients of its readouts.
 
     With all threads on different numbers: beside the states, several of them compute the same row.
     """
-    count = _tokens_at_once(tile)
+    refs, rows, count = block.inputs, block.memory.rows, _tokens_at_once(tile)
 
     def read(i):
         return tuple(tile.row(x, first + i * count, count) for x in (refs.delta, refs.z, refs.g_out))
@@ -210,9 +226,9 @@ def _before_the_states(tile: Tile, refs, rows: ChunkRows, first, delta_bias):
     reading_ahead(tile.call.blocks.chunk // count, read, some, None)
 
 
-def _after_the_states(tile: Tile, refs, out, rows: ChunkRows, first, D, delta_bias):
+def _after_the_states(tile: Tile, block: _Block, first, D, delta_bias):
     """The gradients of u, delta and z of a chunk; returns those of D and delta_bias, [1, tile]."""
-    count = _tokens_at_once(tile)
+    refs, out, rows, count = block.inputs, block.out, block.memory.rows, _tokens_at_once(tile)
 
     def for_each_token(parameter):
         return None if parameter is None else jnp.broadcast_to(parameter, (count, tile.width))
