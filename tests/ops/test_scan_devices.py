@@ -24,7 +24,6 @@ from jaxmamba3d.ops.selective_scan.devices import sequences_a_device
 PALLAS = [name for name in TESTED if "pallas" in name]
 PARAMETERS = ("A", "D", "delta_bias")
 
-pytestmark = pytest.mark.usefixtures("small_steps")
 needs_four_devices = pytest.mark.skipif(jax.device_count() < 4, reason="there are no four devices")
 
 

@@ -26,8 +26,6 @@ from jaxmamba3d.ops.selective_scan.xla import SequentialScan
 
 XLA = [name for name in TESTED if name.startswith("xla")]
 
-pytestmark = pytest.mark.usefixtures("small_steps")
-
 SHAPES = {
     "one token": (1, 1, 4, 3),
     "odd everything": (2, 53, 5, 7),
@@ -37,6 +35,7 @@ SHAPES = {
     "padded chunks": (1, 523, 5, 4),
     "several tiles of channels": (1, 20, 130, 3),
     "states in several tiles": (2, 9, 16, 256),
+    "states in parts": (1, 37, 18, 40),
 }
 
 
