@@ -97,9 +97,8 @@ def bench_scan(
         for shape in chosen:
             # Compiling takes much longer than measuring: all of a shape's programs compile side by side.
             compile_case = functools.partial(_compile_case, shape, implementations)
-            for case, programs in zip(
-                cases, list(pool.map(compile_case, *zip(*cases, strict=True))), strict=True
-            ):
+            compiled = list(pool.map(compile_case, *zip(*cases, strict=True)))
+            for case, programs in zip(cases, compiled, strict=True):
                 for row in _measure_case(shape, *case, programs, repeats):
                     rows.append(row)
                     bar.update()
