@@ -26,7 +26,8 @@ def bench_scan(
 
     Args:
         output: folder of scan.md, scan.json and scan.png, written after each scan.
-        implementations: which to measure; default: all that are meant for this backend.
+        implementations: which to measure; default: on CPUs those of XLA, elsewhere
+            xla_associative and the kernels.
         datasets: whose patches: brain_tumour, acdc, synapse.
         nets: whose stages.
         dtypes: of the sequences.

@@ -55,20 +55,17 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
 
 def _walk(tile: Tile, refs: KernelInputs, body, carry, *, backward: bool = False):
     """carry = body(t, what is read of token t, carry) for a chunk's tokens in scan order, or against it."""
-    call = tile.call
-    chunk, stride = call.blocks.chunk, call.blocks.stride
-    descending = call.options.reverse != backward
+    blocks, tokens = tile.call.blocks, functools.partial(tile.call.positions, backward=backward)
 
-    def tokens(k):
-        positions = [k * stride + j for j in range(stride)]
-        return [chunk - 1 - i if descending else i for i in positions]
-
-    def several(k, read, carry):
-        for t, token in zip(tokens(k), read, strict=True):
+    def several(s, read, carry):
+        for t, token in zip(tokens(s), read, strict=True):
             carry = body(t, token, carry)
         return carry
 
-    return reading_ahead(chunk // stride, lambda k: [tile.read(refs, t) for t in tokens(k)], several, carry)
+    def read(s):
+        return [tile.read(refs, t) for t in tokens(s)]
+
+    return reading_ahead(blocks.chunk // blocks.stride, read, several, carry)
 
 
 def _single_tile(call: Call, width: int) -> Tile:

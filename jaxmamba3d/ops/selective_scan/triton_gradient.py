@@ -139,12 +139,7 @@ def _states(tile: Tile, block: _Block, k, order: _Order, add_states):
     A = tile.state(refs.A)
     decay = decay_of(A, form)
     chunk, stride = call.blocks.chunk, call.blocks.stride
-    first, strides, rows = k * chunk, chunk // stride, memory.rows
-
-    def positions(s):
-        """In the chunk."""
-        order = [s * stride + j for j in range(stride)]
-        return [chunk - 1 - i if call.options.reverse else i for i in order]
+    first, strides, rows, positions = k * chunk, chunk // stride, memory.rows, call.positions
 
     def read_tokens(s, refs):
         """Columns are not spread yet, see `Tile.read`."""

@@ -62,6 +62,12 @@ class Call:
     def state_tile(self) -> int:
         return pl.next_power_of_2(self.states)
 
+    def positions(self, s, *, backward: bool = False) -> list[jax.Array]:
+        """Of the tokens of stride s in a chunk, in scan order, or against it."""
+        chunk, stride = self.blocks.chunk, self.blocks.stride
+        order = [s * stride + j for j in range(stride)]
+        return [chunk - 1 - i for i in order] if self.options.reverse != backward else order
+
 
 @dataclass(frozen=True)
 class Tile:
