@@ -1,5 +1,6 @@
 """The least time that a chip needs for a scan: its exponentials, or its bytes, whichever takes longer."""
 
+import re
 from typing import NamedTuple
 
 from jaxmamba3d.bench.shapes import ScanShape
@@ -31,7 +32,8 @@ CHIPS = {
 
 def chip_rates(device_kind: str) -> ChipRates | None:
     """The rates of a device, by the name that JAX gives it; None: not in the table."""
-    return next((rates for name, rates in CHIPS.items() if name in device_kind), None)
+    named = (rates for name, rates in CHIPS.items() if re.search(rf"\b{name}\b", device_kind))
+    return next(named, None)
 
 
 def floor_seconds(shape: ScanShape, rates: ChipRates, *, bytes_per_number: int, backward: bool) -> float:

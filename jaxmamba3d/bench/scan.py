@@ -95,7 +95,7 @@ def bench_scan(
     rows: list[Measurement] = []
     with tqdm(total=total, desc="scan", unit="row") as bar, ThreadPoolExecutor() as pool:
         for shape in chosen:
-            # Compiling takes much longer than measuring: all of a shape's programs compile side by side.
+            # Compiling takes much longer than measuring: a shape's cases compile side by side.
             compile_case = functools.partial(_compile_case, shape, implementations)
             compiled = list(pool.map(compile_case, *zip(*cases, strict=True)))
             for case, programs in zip(cases, compiled, strict=True):

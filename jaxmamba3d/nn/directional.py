@@ -50,7 +50,7 @@ class MultiOrderMambaBlock(nnx.Module):
         orders: names out of XYZ, XZY, YXZ, ZXY; the axis named last runs fastest.
         in_one_call: run all orders as one batch with parameters of their own instead of one after another,
             which takes the memory of all at once; None: on GPUs, for volumes so small that one order leaves
-            most of the chip idle.
+            part of the chip idle.
         rngs: random streams; `params` is used.
         options: further arguments of `MambaBlock`.
 

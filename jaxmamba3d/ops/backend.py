@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import re
 from collections.abc import Iterator
 
 import jax
@@ -34,6 +35,11 @@ def compile_for(backend: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+def is_old_tpu() -> bool:
+    """Whether a TPU here is of version 2 to 4, of which a core has a fraction of the later ones' VMEM."""
+    return any(re.match(r"TPU v[234]\b", device.device_kind) for device in jax.devices())
 
 
 def older_gpu_than(capability: float) -> str | None:

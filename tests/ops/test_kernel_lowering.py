@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
+from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.ops.selective_scan.pallas_mosaic_gpu import OLDEST_JAX
 
 KERNELS = {
@@ -70,12 +71,12 @@ def abstract_mesh(backend, devices=1):
     return jax.sharding.AbstractMesh((devices,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), **kind)
 
 
-def lowered(implementation, shape, dtype, reverse=False, devices=1):
+def lowered(implementation, shape, dtype, reverse=False, devices=1, run=forward_and_backward):
     """With several devices, inside of a `jax.shard_map` that checks what varies over them."""
     backend, platform, *_ = KERNELS[implementation]
     arguments = abstract_arguments(*shape, dtype)
     gradients = arguments["u"], arguments["h0"]
-    function = functools.partial(forward_and_backward, implementation, reverse)
+    function = functools.partial(run, implementation, reverse)
     mesh = abstract_mesh(backend, devices)
     if devices > 1:
         specs = {k: PartitionSpec(None if k in ("A", "D", "delta_bias") else "x") for k in arguments}
@@ -105,6 +106,21 @@ def test_it_lowers_where_numbers_are_64_bits_wide(implementation):
     with jax.enable_x64(True):
         text = lowered(implementation, (1, 512, 64, 32), "bfloat16")
     assert len(re.findall(target, text)) == kernels
+
+
+@pytest.mark.parametrize("implementation", ["pallas_triton", "pallas_mosaic_tpu"])
+def test_calls_alike_are_lowered_once_and_calls_in_other_blocks_again(implementation):
+    def three_calls(*call):
+        *call, g_y, g_last = call
+        first = forward_and_backward(*call, 2 * g_y, g_last)
+        (y, _), _ = first
+        second = forward_and_backward(*call, 2 * y, g_last)
+        with override_blocks(chunk=128):
+            return first, second, forward_and_backward(*call, 2 * g_y, g_last)
+
+    _, _, target, kernels = KERNELS[implementation]
+    text = lowered(implementation, (1, 1024, 64, 32), "bfloat16", run=three_calls)
+    assert len(re.findall(target, text)) == 2 * kernels
 
 
 @pytest.mark.parametrize("implementation", ["pallas_triton", "pallas_mosaic_tpu"])
@@ -189,6 +205,19 @@ def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
         ):
             many = abstract_arguments(1, 8, channels, 256, "float32")
             assert unsupported_reason("pallas_mosaic_tpu", **many) == reason
+
+
+class OldTpu:
+    platform, device_kind = "tpu", "TPU v4 lite"
+
+
+@pytest.mark.parametrize(("size", "runs"), [((64, 32), True), ((640, 128), True), ((64, 256), False)])
+def test_old_tpus_take_what_fits_into_their_memory(monkeypatch, size, runs):
+    monkeypatch.setattr(jax, "devices", lambda: [OldTpu()])
+    arguments = abstract_arguments(1, 2048, *size, "bfloat16")
+    with compile_for("tpu"):
+        reason = unsupported_reason("pallas_mosaic_tpu", **arguments)
+    assert (reason is None) == runs
 
 
 AHEAD_OF_TIME = """

@@ -20,6 +20,7 @@ from tolerances import assert_close, rounding
 from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.ops.selective_scan import blocks, selective_scan
 from jaxmamba3d.ops.selective_scan.devices import sequences_a_device
+from jaxmamba3d.ops.selective_scan.xla import SequentialScan
 
 PALLAS = [name for name in TESTED if "pallas" in name]
 PARAMETERS = ("A", "D", "delta_bias")
@@ -56,8 +57,16 @@ def test_two_devices(implementation, axis_type, split):
 
 
 @needs_two_devices
+def test_channels_that_devices_share_out_are_not_cut_further():
+    arguments = random_arguments(2, 30, 256, 16)
+    assert SequentialScan.channel_tile(256, 16) < 256
+    placed = split_along("channels", "x", mesh_of(2, AxisType.Explicit, "x"), arguments)
+    assert_like_reference(placed, "xla_sequential", rounding("float32", 30), delta_softplus=True)
+
+
+@needs_two_devices
 def test_devices_cut_their_part_as_all_would_be_cut(monkeypatch):
-    monkeypatch.setattr(blocks, "FORWARD_PROGRAMS", 2)
+    monkeypatch.setattr(blocks, "PARALLEL_TILES", 2)
     assert blocks.triton_chunk(1, 100, 4) != blocks.triton_chunk(2, 100, 4)
     placed = split_along("batch", "x", mesh_of(2, AxisType.Auto, "x"), random_arguments(2, 100, 4, 3))
     assert_like_reference(placed, "pallas_triton", rounding("float32", 100), delta_softplus=True)

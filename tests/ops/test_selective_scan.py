@@ -58,11 +58,32 @@ def test_programs_that_work_off_several_chunks_and_tiles(reverse, length, channe
         assert_like_reference(arguments, "pallas_triton", tolerance, delta_softplus=True, reverse=reverse)
 
 
+@pytest.mark.parametrize("implementation", ["pallas_triton", "pallas_mosaic_tpu"])
+def test_a_gradient_has_the_blocks_of_its_call(implementation):
+    def pull_back(implementation):
+        return jax.vjp(lambda a: selective_scan(**a, implementation=implementation), arguments)[1]
+
+    arguments = random_arguments(1, 300, 6, 4)
+    with override_blocks(chunk=128):
+        found = pull_back(implementation)
+    (found,), (expected,) = (pull(arguments["z"]) for pull in (found, pull_back("reference")))
+    for name, value in expected.items():
+        assert_close(found[name], value, rounding("float32", 300), name)
+
+
 def test_sums_over_tiles_are_rounded_once():
     """One program sums the gradients of B and C over all tiles of channels, and leaves them in bfloat16."""
     arguments = random_arguments(1, 70, 40, 3, dtype="bfloat16")
     with override_blocks(chunk=32, run=3, groups=3):
         assert_like_reference(arguments, "pallas_triton", rounding("bfloat16", 1), delta_softplus=True)
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+def test_numpy_arrays_are_taken_as_jax_takes_them(implementation):
+    arguments = random_arguments(1, 9, 3, 2)
+    wide = {name: np.asarray(value, np.float64) for name, value in arguments.items()}
+    found, expected = (selective_scan(**given, implementation=implementation) for given in (wide, arguments))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("implementation", TESTED)
@@ -197,7 +218,7 @@ def test_kernels_run_once_for_parameters_of_each_mapped_call(implementation):
 @pytest.mark.parametrize("implementation", TESTED)
 def test_gradients_of_several_losses(implementation, monkeypatch):
     """Also where the backward pass alone is mapped, and its larger batch would be cut into other chunks."""
-    monkeypatch.setattr(blocks, "FORWARD_PROGRAMS", 2)
+    monkeypatch.setattr(blocks, "PARALLEL_TILES", 2)
     arguments = random_arguments(1, 100, 4, 3)
     assert blocks.triton_chunk(1, 100, 4) != blocks.triton_chunk(2, 100, 4)
     weights = jnp.asarray(np.random.default_rng(2).standard_normal((2, 1, 100, 4)), jnp.float32)

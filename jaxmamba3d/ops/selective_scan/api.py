@@ -53,7 +53,8 @@ def _kernel(module) -> Implementation:
             return (
                 f"interpreted inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
             )
-        if any(x.dtype == jnp.float64 for x in arguments if x is not None):
+        sequences = (arguments.u, arguments.delta, arguments.B, arguments.C, arguments.z)
+        if any(x.dtype == jnp.float64 for x in sequences if x is not None):
             return "it takes no float64"
         return module.unsupported_reason(arguments, backend)
 
@@ -121,11 +122,11 @@ def selective_scan(
 
     Numerics:
         State and sums are float32 whatever the inputs are, sums over time in gradients included. Memory
-        beyond inputs and outputs is the state at chunk borders, [chunks, B, D, N] float32, and the states of
-        the chunks at work. Chunks of long sequences have 128 to 256 tokens in XLA and on TPUs, 32 to 256 in
-        Triton, 16 to 256 in Mosaic GPU; XLA, where no such number divides the length, and Mosaic GPU pad the
-        sequences, which copies them. A model that is not stable (A > 0) may overflow in a chunk's decay where
-        its states would not.
+        beyond inputs and outputs is a few times the state at chunk borders, [chunks, B, D, N] float32, and
+        the states of the chunks at work. Chunks of long sequences have 128 to 256 tokens in XLA and on TPUs,
+        32 to 256 in Triton, 16 to 256 in Mosaic GPU; XLA, where no such number divides the length, and Mosaic
+        GPU pad the sequences, which copies them. A model that is not stable (A > 0) may overflow in a chunk's
+        decay where its states would not.
 
     Derivatives: in reverse mode. Those of the kernels cannot be differentiated again, and none has a
     forward mode (`jax.jvp`) but `reference`.
@@ -142,7 +143,7 @@ def selective_scan(
         Gu and Dao, "Mamba", arXiv 2312.00752, equations 2 and Algorithm 2; `selective_scan_ref` in
         mamba_ssm/ops/selective_scan_interface.py, whose tensors are [B, D, L].
     """
-    arguments = ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0)
+    arguments = jax.tree.map(jnp.asarray, ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0))
     _check(arguments)
     arguments = varying_together(arguments.with_float32_parameters())
     backend = target_backend()

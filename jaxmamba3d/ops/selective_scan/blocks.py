@@ -28,8 +28,8 @@ WARP = 32
 FORWARD_NUMBERS, GRADIENT_NUMBERS = 32, 16
 GRADIENT_TILE = 16
 MOST_GRADIENT_STATES, FEW_GRADIENT_STATES = 128, 32
-FORWARD_PROGRAMS = 2048
-"""Enough for 132 processors with 16 programs each."""
+PARALLEL_TILES = 2048
+"""Chunks times tiles of `GRADIENT_TILE` channels: 16 for each of 132 processors, or nearly."""
 GRADIENT_WARPS = 1024
 """What 132 processors with 8 warps of 255 registers hold at once."""
 LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32
@@ -40,7 +40,9 @@ LONGEST_STEP, STEP_STATES = 8, 256
 KEPT_STATE_BYTES = 64 * 2**10
 LANES, SUBLANES = 128, 8
 TPU_WORKING_BYTES, TPU_VMEM_BYTES = 16 * 2**20, 60 * 2**20
-"""For all else, and what a core has at least, a little of it left to the compiler."""
+"""For all else, and what a core has from v5 on, a little of it left to the compiler."""
+OLD_TPU_STATE_BYTES = 11 * 2**20
+"""What states may take before v5, where a core has 16 MB."""
 WHOLE_STATES = 5
 
 _overrides: contextvars.ContextVar[dict[str, int]] = contextvars.ContextVar("overrides", default={})  # noqa: B039
@@ -75,8 +77,8 @@ class TritonBlocks:
 
 
 def triton_chunk(batch: int, length: int, channels: int) -> int:
-    """Tokens of a chunk for a call of [B, L, D]: as many as leave enough programs for every processor."""
-    chunk = _power_of_two(batch * length * math.ceil(channels / GRADIENT_TILE) // FORWARD_PROGRAMS)
+    """Tokens of a chunk for a call of [B, L, D]: as many as leave `PARALLEL_TILES`."""
+    chunk = _power_of_two(batch * length * math.ceil(channels / GRADIENT_TILE) // PARALLEL_TILES)
     chunk = min(LONGEST_CHUNK, max(SHORTEST_CHUNK, chunk), max(STRIDE, _power_of_two(length)))
     return _overrides.get().get("chunk", chunk)
 
@@ -113,8 +115,8 @@ def triton_blocks(batch: int, length: int, channels: int, states: int, chunk: in
 
 
 def leaves_gpu_idle(batch: int, length: int, channels: int) -> bool:
-    """Whether a call of [B, L, D] is too small for every processor to have a chunk of the shortest kind."""
-    return batch * length * math.ceil(channels / GRADIENT_TILE) <= FORWARD_PROGRAMS * SHORTEST_CHUNK
+    """Whether a call of [B, L, D] has no more than `PARALLEL_TILES` of the shortest chunks."""
+    return batch * length * math.ceil(channels / GRADIENT_TILE) <= PARALLEL_TILES * SHORTEST_CHUNK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,28 +146,45 @@ class TpuBlocks:
     Args:
         chunk: tokens of a block: a multiple of 128, or all.
         tile: channels of a block: 128, or all.
-        vmem_limit_bytes: VMEM that the kernels may take.
+        state_bytes: VMEM that states take.
     """
 
     chunk: int
     tile: int
-    vmem_limit_bytes: int
+    state_bytes: int
+
+    @property
+    def vmem_limit_bytes(self) -> int:
+        """VMEM that the kernels may take."""
+        return self.state_bytes + TPU_WORKING_BYTES
 
 
 def tpu_blocks(length: int, channels: int, states: int) -> TpuBlocks:
     """The sizes for a call of [B, L, D] with N states."""
     longest = 2 * LANES if states <= LANES // 2 else LANES
     chunk, tile = min(length, longest), min(channels, LANES)
-    state_bytes = 4 * max(states, SUBLANES) * LANES  # of one tile of channels
+    of_one_tile = 4 * max(states, SUBLANES) * LANES
     states_at_once = longest + WHOLE_STATES * math.ceil(channels / LANES)
-    vmem_limit_bytes = states_at_once * state_bytes + TPU_WORKING_BYTES
-    return _overridden(TpuBlocks(chunk, tile, vmem_limit_bytes))
+    return _overridden(TpuBlocks(chunk, tile, states_at_once * of_one_tile))
+
+
+Overrides = tuple[tuple[str, int], ...]
+
+
+def override_blocks(**fields: int) -> contextlib.AbstractContextManager[None]:
+    """Sets those of the fields that a kernel's blocks have, for all calls inside and their gradients."""
+    return overriding(tuple((_overrides.get() | fields).items()))
+
+
+def block_overrides() -> Overrides:
+    """What is set where this is asked: with the shapes it decides the blocks."""
+    return tuple(_overrides.get().items())
 
 
 @contextlib.contextmanager
-def override_blocks(**fields: int) -> Iterator[None]:
-    """Sets those of the fields that a kernel's blocks have, for all calls traced inside."""
-    token = _overrides.set(_overrides.get() | fields)
+def overriding(overrides: Overrides) -> Iterator[None]:
+    """Sets these overrides and no others."""
+    token = _overrides.set(dict(overrides))
     try:
         yield
     finally:

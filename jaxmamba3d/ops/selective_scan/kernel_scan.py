@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+from jaxmamba3d.ops.selective_scan.blocks import Overrides, block_overrides, overriding
 from jaxmamba3d.ops.selective_scan.devices import on_devices, split_by_sequence
 
 
@@ -22,13 +23,15 @@ class KernelOptions(NamedTuple):
     """The static part of a call.
 
     `chunk`: tokens of a chunk, for a kernel whose own rule depends on the batch. Forward and backward pass
-    must cut alike, but may see other batches: one of them mapped alone, or a device's part.
+    must cut alike, but may see other batches: one of them mapped alone, or a device's part. `overrides`: of
+    the blocks, where the call is; the passes may be traced elsewhere.
     """
 
     delta_softplus: bool
     reverse: bool
     interpret: bool
     chunk: int | None = None
+    overrides: Overrides = ()
 
 
 class KernelInputs(NamedTuple):
@@ -84,8 +87,7 @@ def differentiable_scan(
     partitioned over devices; where not, it runs on one.
     """
 
-    # Pallas takes the numbers in kernels and blocks for 64 bits wide under jax_enable_x64, and fails.
-    forward_pass, backward_pass = map(jax.enable_x64(False), (forward_pass, backward_pass))
+    forward_pass, backward_pass = map(_traced_once, (forward_pass, backward_pass))
 
     def each_sequence(options, function):
         return _each_sequence(function, partition=interpreter_can_partition or not options.interpret)
@@ -115,8 +117,25 @@ def differentiable_scan(
         return (_merged(g_sequences, jax.tree.map(lambda x: jnp.sum(x, axis=0), g_parameters)),)
 
     scan.defvjp(forward, backward)
-    # What is split otherwise over explicit axes gets its gradient back as it was.
-    return lambda options, arguments: scan(options, _merged(*split_by_sequence(*_split(arguments))))
+
+    def call(options, arguments):
+        # What is split otherwise over explicit axes gets its gradient back as it was.
+        arguments = _merged(*split_by_sequence(*_split(arguments)))
+        return scan(options._replace(overrides=block_overrides()), arguments)
+
+    return call
+
+
+def _traced_once(function):
+    """function(options, *arrays), traced and lowered once for all calls alike, as a network has them."""
+
+    def run(options, *arrays):
+        # Pallas takes the numbers in kernels and blocks for 64 bits wide under jax_enable_x64, and fails.
+        with jax.enable_x64(False), overriding(options.overrides):
+            return function(options, *arrays)
+
+    run.__name__ = f"selective_scan{function.__name__}"
+    return jax.jit(run, static_argnums=0)
 
 
 def _split(arguments: ScanArguments) -> tuple[ScanArguments, ScanArguments]:

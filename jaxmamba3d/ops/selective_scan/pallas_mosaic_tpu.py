@@ -15,8 +15,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxmamba3d.ops.backend import is_old_tpu
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
-from jaxmamba3d.ops.selective_scan.blocks import LANES, TPU_VMEM_BYTES, tpu_blocks
+from jaxmamba3d.ops.selective_scan.blocks import LANES, OLD_TPU_STATE_BYTES, TPU_VMEM_BYTES, tpu_blocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -50,7 +51,9 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     channels, state = arguments.A.shape
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
-    if tpu_blocks(arguments.u.shape[1], channels, state).vmem_limit_bytes > TPU_VMEM_BYTES:
+    blocks = tpu_blocks(arguments.u.shape[1], channels, state)
+    too_old = is_old_tpu() and blocks.state_bytes > OLD_TPU_STATE_BYTES
+    if too_old or blocks.vmem_limit_bytes > TPU_VMEM_BYTES:
         return f"{channels} channels of {state} states are more than its memory (VMEM) holds"
     return None
 

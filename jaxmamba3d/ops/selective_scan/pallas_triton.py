@@ -95,8 +95,8 @@ def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
 
     zero = jax.tree.map(jnp.zeros_like, A), jnp.zeros((1, tile.width), jnp.float32)
     h, span = _walk(tile, refs, body, zero)
-    tile.add_state(end_ref, h, False)
-    tile.add_parameter(span_ref, span, False)
+    tile.store_state(end_ref, h)
+    tile.store_parameter(span_ref, span)
 
 
 def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
@@ -132,7 +132,7 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
         return jax.tree.map(part, g, decay(step), spread(read.C))
 
     zero = jax.tree.map(jnp.zeros_like, A)
-    tile.add_state(g_ref, _walk(tile, refs, body, zero, backward=True), False)
+    tile.store_state(g_ref, _walk(tile, refs, body, zero, backward=True))
 
 
 def _call(options: KernelOptions, inputs: KernelInputs) -> Call:

@@ -127,8 +127,8 @@ def _one_tile(tile: Tile, block: _Block, k, order: _Order):
     else:
         lax.fori_loop(0, times, some_states, None)
     g_D, g_bias = _after_the_states(tile, block, first, D, delta_bias)
-    tile.add_parameter(out.D, g_D, order.add_chunk)
-    tile.add_parameter(out.delta_bias, g_bias, order.add_chunk)
+    tile.store_parameter(out.D, g_D, order.add_chunk)
+    tile.store_parameter(out.delta_bias, g_bias, order.add_chunk)
     _barrier(call)
 
 
@@ -199,7 +199,7 @@ def _states(tile: Tile, block: _Block, k, order: _Order, add_states):
 
     zero = jax.tree.map(jnp.zeros_like, A)
     _, g_A = reading_ahead(strides, read, gradients, (tile.state(block.g_in, k), zero))
-    tile.add_state(out.A, g_A, order.add_chunk)
+    tile.store_state(out.A, g_A, order.add_chunk)
 
 
 def _before_the_states(tile: Tile, block: _Block, first, delta_bias):

@@ -40,7 +40,8 @@ _INSTRUCTIONS = CHANNELS_LAST._replace(
 class Call:
     """The static part of a call, and how it is cut.
 
-    A program's block is `run` chunks of `chunk` tokens by `groups` tiles of `tile` channels, all states.
+    A program's block is a chunk by a tile of channels, and in the gradient kernel `run` chunks by `groups`
+    tiles; all states.
     """
 
     options: KernelOptions
@@ -203,12 +204,13 @@ class Tile:
                 mask = _both(mask, last, value.shape)
             plt.store(ref.at[t, self.states_of(k)], value.astype(ref.dtype), mask=mask)
 
-    def add_state(self, ref, tile, add):
+    def store_state(self, ref, tile, add=False):
+        """Stores a tile, added to what is there where `add` is."""
         for k, value in zip(self.parts, tile, strict=True):
             place, mask = ref.at[self.states_of(k), self.channels], self.tile_mask(k)
             plt.store(place, begun(place, mask, add) + value, mask=mask)
 
-    def add_parameter(self, ref, value, add):
+    def store_parameter(self, ref, value, add=False):
         if ref is not None:
             place, mask = ref.at[pl.ds(0, 1), self.channels], self.row_mask()
             plt.store(place, begun(place, mask, add) + value, mask=mask)

@@ -259,7 +259,8 @@ def _scan_by_tiles(options: _Options, arguments: ScanArguments) -> tuple[jax.Arr
     """`_scan` of one sequence, for some channels after the others."""
     channels, states = arguments.A.shape
     tile = options.inner.channel_tile(channels, states)
-    if tile == channels:
+    # Channels that devices share out over an explicit axis are few for each, and may not be cut across them.
+    if tile == channels or jax.typeof(arguments.u).sharding.spec[-1] is not None:
         return _scan(options, arguments)
 
     def split(x):
