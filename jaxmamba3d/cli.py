@@ -7,6 +7,7 @@ preprocessing would wait for in vain.
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -86,7 +87,7 @@ def predict(
         input: folder of images, CASE.nii.gz or CASE_0000.nii.gz, CASE_0001.nii.gz for channels; or a dataset,
             as for `plan`: its cases that are in none of the run's folds, or all if all are.
         output: folder of the segmentations CASE.nii.gz.
-        folds: trained folds to average; default: all that are there.
+        folds: trained folds to average; default: those trained to their end, or else all.
         checkpoint: latest or best.
         no_mirroring: do not average over mirrored copies, an 8th of the work, whatever the run's config says.
         probabilities: also write CASE.npz with the probabilities of all classes, [K, z, y, x], to which
@@ -97,8 +98,7 @@ def predict(
     from jaxmamba3d import run as runs
 
     trained = runs.open_run(run)
-    found = folds or trained.trained_folds()
-    check_that(bool(found), f"run {run}", "trained for at least one fold", "no checkpoints")
+    found = folds or experiment.folds_to_predict(trained)
     cases = experiment.cases_to_predict(trained, input)
     mirroring = False if no_mirroring else None
     experiment.predict(
@@ -295,7 +295,7 @@ TRY_AGAIN = 75
 def run_command(command) -> None:
     """Runs a command; what its user can mend ends it with one sentence instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("jaxmamba3d").setLevel(logging.INFO)
+    logging.getLogger("jaxmamba3d").setLevel(os.environ.get("JAXMAMBA3D_LOG_LEVEL", "INFO"))
     try:
         command()
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
@@ -304,6 +304,7 @@ def run_command(command) -> None:
     except RuntimeError as error:
         # By its name, because jax is not imported where nothing needed it.
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
+            _end_at_once(traceback.format_exc())
             raise
         _end(
             f"error: this does not fit into the device's memory; {MEMORY_ADVICE} "
@@ -314,17 +315,25 @@ def run_command(command) -> None:
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from what is finished")
+    except Exception:
+        _end_at_once(traceback.format_exc())
+        raise
 
 
 def _end(message: str) -> NoReturn:
-    """Says what is wrong and ends with code 1: at once where JAX would wait for other processes, in vain."""
+    """Says what is wrong and ends with code 1."""
+    _end_at_once(f"{message}\n")
+    sys.exit(message)
+
+
+def _end_at_once(message: str) -> None:
+    """Does so where JAX, at a process's ordinary end, would wait for the others in vain; else nothing."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
-        sys.stderr.write(f"{message}\n")
+        sys.stderr.write(message)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    sys.exit(message)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ FileIdentities = list[list[Any]]
 def replacing(path: str | Path) -> Iterator[Path]:
     """A hidden sibling to write to; it takes the path's place when the block ends well, else it is removed.
 
-    The sibling's name ends as the path's does, for writers that go by the ending.
+    The sibling's name ends as the path's does, for writers that go by the ending, and is no other process's.
     """
     path = Path(path)
-    unfinished = path.with_name(f".unfinished.{path.name}")
+    unfinished = path.with_name(f".unfinished.{secrets.token_hex(4)}.{path.name}")
     try:
         yield unfinished
         unfinished.replace(path)
@@ -64,6 +65,21 @@ def alone_in(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether someone keeps others out of a folder by `alone_in`."""
+
+    def busy():
+        raise BlockingIOError
+
+    if not folder.is_dir():
+        return False
+    try:
+        with alone_in(folder, busy):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def identify(paths: Iterable[Path]) -> FileIdentities:

@@ -9,7 +9,7 @@ from jaxmamba3d.checks import check_that
 
 BACKGROUND, IGNORE = "background", "ignore"
 OUTSIDE = -1
-"""Label of preprocessed voxels outside the body; it becomes background when a patch is read."""
+"""Label of preprocessed voxels outside the body or the volume; for augmentation and loss it is background."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A run folder: what a network was trained as, and where its folds lie."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +19,12 @@ from jaxmamba3d.checks import check_choice, check_that, differences
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
 from jaxmamba3d.data import Configuration, Description, Plans, Split, Workspace, load_plans, save_plans
 from jaxmamba3d.evaluation import Postprocessing
-from jaxmamba3d.files import load_json, write_json, write_text
+from jaxmamba3d.files import alone_in, in_use, load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
-from jaxmamba3d.training import SETTINGS, Task, has_checkpoint, save_params
+from jaxmamba3d.training import CHECKPOINTS, SETTINGS, Task, has_checkpoint, save_params
+
+logger = logging.getLogger(__name__)
 
 NET, LABELS, POSTPROCESSING, SPLITS = "net.json", "labels.json", "postprocessing.json", "splits_final.json"
 VERSIONS = "versions.json"
@@ -52,13 +56,42 @@ class Run:
         """Results of one fold."""
         return self.folder / f"fold_{fold}"
 
+    def checkpoints(self, fold: int) -> Path:
+        """The checkpoints of one fold."""
+        return self.fold_folder(fold) / CHECKPOINTS
+
+    def alone_in_fold(self, fold: int) -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes from training a fold.
+
+        Raises:
+            ValueError: one does already.
+        """
+        return alone_in(self.fold_folder(fold), lambda: self._refuse(fold))
+
+    def check_free(self, fold: int) -> None:
+        """Raises ValueError if a process trains a fold."""
+        if in_use(self.fold_folder(fold)):
+            self._refuse(fold)
+
+    def _refuse(self, fold: int):
+        raise ValueError(
+            f"output must be a run that no other process trains, got {self.folder}: {self.fold_folder(fold)} "
+            "is in use; wait for it, or name another output"
+        )
+
+    def begun_folds(self) -> tuple[int, ...]:
+        """The folds that have a finished checkpoint or are being trained."""
+        trained = self.trained_folds()
+        return tuple(n for n in self.folds() if n in trained or in_use(self.fold_folder(n)))
+
     def folds(self) -> tuple[int, ...]:
         """The folds that have a folder, trained or not."""
-        return _folds(self.folder)
+        numbers = (path.name.removeprefix("fold_") for path in self.folder.glob("fold_*") if path.is_dir())
+        return tuple(sorted(int(number) for number in numbers if number.isdigit()))
 
     def trained_folds(self) -> tuple[int, ...]:
         """The folds that have a finished checkpoint."""
-        return _trained_folds(self.folder)
+        return tuple(n for n in self.folds() if has_checkpoint(self.checkpoints(n)))
 
     def validated_folds(self) -> tuple[int, ...]:
         """The trained folds whose validation cases are predicted and scored."""
@@ -112,6 +145,11 @@ class Run:
         return load_json(path, "the versions of packages") if path.is_file() else {}
 
 
+def alone_in_run(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from writing what the folds of a run share; waits for one that does."""
+    return alone_in(Path(folder), lambda: logger.info("waiting: another process writes %s", folder))
+
+
 def describe_run(config: ExperimentConfig, workspace: Workspace) -> Run:
     """The run of an experiment, of which nothing is written; its plans hold the config's overrides.
 
@@ -121,7 +159,7 @@ def describe_run(config: ExperimentConfig, workspace: Workspace) -> Run:
     """
     dataset = workspace.dataset
     run = _describe(config, workspace.plans, len(dataset.channel_names), dataset.labels)
-    if run.trained_folds() and (splits := run.splits()):
+    if run.begun_folds() and (splits := run.splits()):
         same = splits == [dict(split) for split in workspace.splits]
         wish = f"split as its trained folds are, by {run.folder / SPLITS} (or choose another output)"
         check_that(same, str(workspace.folder), wish, "other splits")
@@ -132,10 +170,14 @@ def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
     """Writes the run folder of an experiment.
 
     Raises:
-        ValueError: see `describe_run`.
+        ValueError: see `describe_run`; or a process trains one of the folds already.
     """
-    run = _write(describe_run(config, workspace))
-    write_json(run.folder / SPLITS, workspace.splits)
+    with alone_in_run(config.output):
+        run = describe_run(config, workspace)
+        for fold in workspace.folds(config.data.fold):
+            run.check_free(fold)
+        run = _write(run)
+        write_json(run.folder / SPLITS, workspace.splits)
     return run
 
 
@@ -161,7 +203,7 @@ def import_weights(
         FileExistsError: the run folder has a trained fold of this number already.
     """
     check_that(config.data.fold != "all", "data.fold", "the number of one fold", config.data.fold)
-    checkpoints = Path(config.output) / f"fold_{config.data.fold}" / "checkpoints"
+    checkpoints = Path(config.output) / f"fold_{config.data.fold}" / CHECKPOINTS
     if has_checkpoint(checkpoints):
         raise FileExistsError(f"{checkpoints}: has checkpoints already; choose another output folder or fold")
     configuration = _overridden(config.data, plans).configurations[config.data.configuration]
@@ -183,7 +225,7 @@ def _describe(config: ExperimentConfig, plans: Plans, channels: int, labels: Lab
         wanted = f"divisible by the net's {stride} along {axis}"
         check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
     run = Run(Path(config.output), config, net, plans, labels)
-    if _trained_folds(run.folder):
+    if run.begun_folds():
         _check_same(open_run(run.folder), run)
     return run
 
@@ -197,15 +239,6 @@ def _write(run: Run) -> Run:
     write_json(run.folder / LABELS, run.labels.to_json())
     write_json(run.folder / VERSIONS, _versions())
     return open_run(run.folder)
-
-
-def _folds(folder: Path) -> tuple[int, ...]:
-    numbers = (path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir())
-    return tuple(sorted(int(number) for number in numbers if number.isdigit()))
-
-
-def _trained_folds(folder: Path) -> tuple[int, ...]:
-    return tuple(fold for fold in _folds(folder) if has_checkpoint(folder / f"fold_{fold}" / "checkpoints"))
 
 
 def _check_same(there: Run, here: Run) -> None:

@@ -9,7 +9,7 @@ from jaxmamba3d.checks import check_that
 Triple = tuple[int, int, int]
 
 ANISOTROPY = 3
-"""From this ratio of the longest axis to the first on, volumes are rotated and scaled slice by slice."""
+"""Beyond this ratio of the longest axis to the first, volumes are rotated and scaled slice by slice."""
 
 TILT, IN_PLANE_TURN = math.radians(30), math.radians(180)
 LOWEST_PLANNED_ZOOM = 0.85

@@ -1,25 +1,29 @@
-"""The scans that a PyTorch user has, where they can be imported: mamba-ssm's CUDA kernel, or a plain loop."""
+"""The scans of a PyTorch user, where they can be imported: mamba-ssm's CUDA kernel, on CPUs a plain loop."""
 
 import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from jaxmamba3d.bench.shapes import ScanShape
 from jaxmamba3d.bench.timing import Timing, time_calls
+
+DOES_NOT_FIT = "does not fit into memory"
 
 LONGEST_LOOP = 4096
 """Tokens up to which a Python loop over time is measured."""
 
 
-def peers() -> dict[str, Callable[..., Timing | None]]:
-    """Name -> measure(shape, dtype, reverse, backward, repeats) -> Timing, or None where it cannot run."""
+def peers() -> dict[str, Callable[..., Timing | str]]:
+    """Name -> measure(shape, dtype, reverse, backward, repeats) -> Timing, or why there is none."""
     if importlib.util.find_spec("torch") is None:
         return {}
     import torch
 
     if torch.cuda.is_available() and importlib.util.find_spec("mamba_ssm") is not None:
         return {"mamba_ssm (CUDA)": _measure_mamba_ssm}
-    return {"torch loop": _measure_loop}
+    return {"torch loop": _measure_loop} if jax.default_backend() == "cpu" else {}
 
 
 def _measure_mamba_ssm(shape: ScanShape, dtype: str, reverse: bool, backward: bool, repeats: int):
@@ -36,7 +40,7 @@ def _measure_mamba_ssm(shape: ScanShape, dtype: str, reverse: bool, backward: bo
 
 def _measure_loop(shape: ScanShape, dtype: str, reverse: bool, backward: bool, repeats: int):
     if shape.length > LONGEST_LOOP:
-        return None
+        return "a loop over so many tokens takes too long"
     import torch
 
     def scan(u, delta, A, B, C, D, z, delta_bias):
@@ -52,7 +56,9 @@ def _measure_loop(shape: ScanShape, dtype: str, reverse: bool, backward: bool, r
     return _measure(scan, shape, dtype, backward, repeats, "cpu")
 
 
-def _measure(scan: Any, shape: ScanShape, dtype: str, backward: bool, repeats: int, device: str):
+def _measure(
+    scan: Any, shape: ScanShape, dtype: str, backward: bool, repeats: int, device: str
+) -> Timing | str:
     import torch
 
     batch, length, channels, states, _ = shape
@@ -79,5 +85,8 @@ def _measure(scan: Any, shape: ScanShape, dtype: str, backward: bool, repeats: i
         if device == "cuda":
             torch.cuda.synchronize()
 
-    wait(call())
-    return time_calls(call, repeats=repeats, wait=wait)
+    try:
+        wait(call())
+        return time_calls(call, repeats=repeats, wait=wait)
+    except torch.OutOfMemoryError:
+        return DOES_NOT_FIT

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from jaxmamba3d.bench.floors import chip_rates, floor_seconds
-from jaxmamba3d.bench.peers import peers
+from jaxmamba3d.bench.peers import DOES_NOT_FIT, peers
 from jaxmamba3d.bench.shapes import ScanShape
 from jaxmamba3d.bench.timing import Timing, time_calls
 from jaxmamba3d.checks import check_that
@@ -126,7 +126,7 @@ def _compile_case(
 def _why_it_does_not_fit(error: jax.errors.JaxRuntimeError) -> str:
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
-    return "does not fit into memory"
+    return DOES_NOT_FIT
 
 
 def _measure_case(
@@ -155,8 +155,8 @@ def _measure_case(
         memory = program.memory_analysis()
         yield row(name, timing, temporaries_mb=memory.temp_size_in_bytes / 2**20)
     for name, measure in peers().items():
-        timing = measure(shape, dtype, reverse, backward, repeats)
-        yield row(name, timing, note="" if timing else "a loop over so many tokens takes too long")
+        found = measure(shape, dtype, reverse, backward, repeats)
+        yield row(name, None, note=found) if isinstance(found, str) else row(name, found)
 
 
 def _program(name: str, reverse: bool, backward: bool):

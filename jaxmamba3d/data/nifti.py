@@ -175,14 +175,7 @@ def _as_nifti(path: Path) -> Iterator[BinaryIO]:
             raise ValueError(f"{path} must be a whole NIfTI file, got an empty file; copy the original again")
         with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
             yield file
-    except (
-        HeaderDataError,
-        ImageFileError,
-        WrapStructError,
-        EOFError,
-        zlib.error,
-        gzip.BadGzipFile,
-    ) as error:
+    except DAMAGES as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path} must be a whole NIfTI file, got {reason!r}; copy or convert the original again"

@@ -15,6 +15,8 @@ from jaxmamba3d.data.plans import Configuration, Plans
 from jaxmamba3d.data.resampling import resampled_shape
 from jaxmamba3d.data.topology import BLOCKS_PER_STAGE, Topology, feature_map_voxels, fit_topology
 
+CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+"""That are planned, the latter where a dataset needs it."""
 ANISOTROPY = 3
 LARGEST_PATCH_VOXELS = 256**3
 # What nnU-Net measured to fit: numbers in the feature maps of a batch of 2 on 8 GB.

@@ -12,7 +12,7 @@ from jaxmamba3d.data.cases import Dataset
 from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset
-from jaxmamba3d.data.planning import REFERENCE_GB, plan_dataset
+from jaxmamba3d.data.planning import CONFIGURATIONS, REFERENCE_GB, plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
@@ -84,7 +84,7 @@ class Workspace:
         Raises:
             ValueError: there is no such fold.
         """
-        check_that(0 <= fold < len(self.splits), "fold", f"from 0 to {len(self.splits) - 1}", fold)
+        _check_fold(fold, self.splits)
         return self.splits[fold]
 
 
@@ -97,6 +97,7 @@ def plan_workspace(
     memory_gb: float | None = None,
     spacing: tuple[float, float, float] | None = None,
     configuration: str = "3d_fullres",
+    fold: int | Literal["all"] | None = None,
     processes: int | None = None,
 ) -> Workspace:
     """Checks a dataset, plans it and writes the decisions into a work folder, unless that is done already.
@@ -112,11 +113,13 @@ def plan_workspace(
         spacing: voxel size in mm, in the order of the patch's axes, that replaces the planned one of
             `configuration`; the patch stays as it is in voxels.
         configuration: of the plans.
+        fold: that is to be trained in this configuration, which is checked before the cases are read; None:
+            none yet.
         processes: worker processes; None: one for each core.
 
     Raises:
-        ValueError: the dataset has bad cases (all are named), or the folder was planned for another dataset,
-            memory, spacing, plans or splits.
+        ValueError: the dataset has bad cases (all are named), there is no such fold or configuration, or the
+            folder was planned for another dataset, memory, spacing, plans or splits.
     """
     folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
     if (folder / SOURCE).is_file():
@@ -144,6 +147,9 @@ def plan_workspace(
     plans, fingerprint = None if plans_file is None else load_plans(plans_file), None
     if plans is not None:
         _check_channels(plans, dataset, plans_file)
+    if fold is not None:
+        check_choice("configuration", configuration, plans.configurations if plans else CONFIGURATIONS)
+        _check_fold(fold, splits)
     in_folds = _without_test_cases(dataset, splits)
     if plans is not None:
         check_dataset(dataset, processes=processes)
@@ -167,6 +173,11 @@ def plan_workspace(
     if rest := len(names) - len(in_folds.cases):
         logger.info("%d cases are in no fold: test cases, which are not trained on", rest)
     return Workspace(folder, dataset, plans, splits)
+
+
+def _check_fold(fold: int | Literal["all"], splits: Sequence[Split]) -> None:
+    there = fold == "all" or 0 <= fold < len(splits)
+    check_that(there, "fold", f"from 0 to {len(splits) - 1}", fold)
 
 
 def _without_test_cases(dataset: Dataset, splits: Sequence[dict[str, list[str]]]) -> Dataset:

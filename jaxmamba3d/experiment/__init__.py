@@ -2,7 +2,7 @@
 
 from jaxmamba3d.experiment.all_folds import conclude
 from jaxmamba3d.experiment.experiment import run_experiment
-from jaxmamba3d.experiment.prediction import cases_to_predict, predict
+from jaxmamba3d.experiment.prediction import cases_to_predict, folds_to_predict, predict
 from jaxmamba3d.experiment.preparation import prepare
 from jaxmamba3d.experiment.report import write_report
 from jaxmamba3d.experiment.summary import fold_summary, write_summary
@@ -13,6 +13,7 @@ __all__ = [
     "cases_to_predict",
     "conclude",
     "fold_summary",
+    "folds_to_predict",
     "predict",
     "predict_validation_cases",
     "prepare",

@@ -3,13 +3,17 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import Workspace, read_label_values
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.run import describe_run
-from jaxmamba3d.training import devices_for
+from jaxmamba3d.run import Run, describe_run
+from jaxmamba3d.training import check_can_go_on, devices_for, is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +27,9 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     Classes that no case of a fold has are a warning, for data is as it is.
 
     Raises:
-        ValueError: the net does not fit the patch, or the batch the devices; the run folder is another run's
-            or may not be written; or the training cases of a fold are background alone.
+        ValueError: the net does not fit the patch, or the batch the devices; the run folder is another run's,
+            is in use or may not be written; or the training cases of a fold are background alone.
+        UnsupportedError: the implementation of the scan that the config names cannot run the net's.
     """
     run = describe_run(config, workspace)
     train = config.train
@@ -33,11 +38,22 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     folds = workspace.folds(config.data.fold)
     for fold in folds:
         check_writable(run.fold_folder(fold), "output")
+        if is_first_process():  # which may train for the others already
+            run.check_free(fold)
+        check_can_go_on(run.checkpoints(fold))
+    if run.net.scan_implementation is not None:
+        _check_scans(run)
     names = {name for fold in folds for part in PARTS for name in workspace.split(fold)[part]}
     cases = [case for case in workspace.dataset.cases if case.name in names]
     values = read_label_values(cases, workspace.folder, threads=config.data.processes)
     for fold in folds:
         check_classes(run.labels, fold, workspace.split(fold), values)
+
+
+def _check_scans(run: Run) -> None:
+    net = run.abstract_net()
+    patch = jax.ShapeDtypeStruct((1, *run.configuration.patch_size, run.net.in_channels), jnp.float32)
+    nnx.eval_shape(lambda net, patch: net(patch), net, patch)
 
 
 def check_classes(

@@ -1,5 +1,6 @@
 """An experiment from its data to its scores."""
 
+import contextlib
 import gc
 import logging
 
@@ -11,8 +12,8 @@ from jaxmamba3d.experiment.all_folds import conclude
 from jaxmamba3d.experiment.preparation import prepare
 from jaxmamba3d.experiment.training import train
 from jaxmamba3d.experiment.validation import predict_validation_cases, score_validation_cases
-from jaxmamba3d.run import open_run, start_run
-from jaxmamba3d.training import first_process_alone, first_process_first, is_first_process
+from jaxmamba3d.run import alone_in_run, open_run, start_run
+from jaxmamba3d.training import all_leave_together, first_process_first, is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +40,24 @@ def run_experiment(config: ExperimentConfig) -> Evaluation | None:
         run = start_run(config, workspace) if is_first_process() else open_run(config.output)
     folds = workspace.folds(config.data.fold)
     scores = {}
-    for fold in folds:
-        if len(folds) > 1:
-            logger.info("fold %d, of 0 to %d", fold, folds[-1])
-        train(run, workspace, fold)
-        predict_validation_cases(run, workspace, fold)
-        if jax.process_count() == 1:
-            scores[fold] = score_validation_cases(run, workspace, fold)
-        gc.collect()  # arrays that only a cycle still holds would stay on the device
-    with first_process_alone():
-        if not is_first_process():
-            return None
+    with contextlib.ExitStack() as until_all_is_done:
         for fold in folds:
-            if fold not in scores:
+            if len(folds) > 1:
+                logger.info("fold %d, of 0 to %d", fold, folds[-1])
+            with first_process_first():  # training must not wait for processes that still do something else
+                if is_first_process():
+                    until_all_is_done.enter_context(run.alone_in_fold(fold))
+            train(run, workspace, fold)
+            predict_validation_cases(run, workspace, fold)
+            if jax.process_count() == 1:
                 scores[fold] = score_validation_cases(run, workspace, fold)
-        together = conclude(run, workspace)
+            gc.collect()  # arrays that only a cycle still holds would stay on the device
+        with all_leave_together():
+            if not is_first_process():
+                return None
+            for fold in folds:
+                if fold not in scores:
+                    scores[fold] = score_validation_cases(run, workspace, fold)
+            with alone_in_run(run.folder):
+                together = conclude(run, workspace)
     return together if config.data.fold == "all" else scores[config.data.fold]

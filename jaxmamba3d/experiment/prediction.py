@@ -12,10 +12,11 @@ from flax import nnx
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data import Case, cases_in_folds, check_images, find_images, is_dataset, read_dataset
 from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
+from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.inference import WindowPredictor, make_net_predictor, predict_cases
 from jaxmamba3d.run import Run
-from jaxmamba3d.training import compile_fitting, devices_for, memory_limit, restore_params
+from jaxmamba3d.training import compile_fitting, devices_for, is_imported, memory_limit, restore_params
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,31 @@ def cases_to_predict(run: Run, folder: str | Path) -> Sequence[Case]:
         what = "are in none of the run's folds; only these are predicted"
         logger.info("%d of %d cases of %s %s", len(unseen), len(cases), folder, what)
     return unseen
+
+
+def folds_to_predict(run: Run) -> tuple[int, ...]:
+    """The folds that are trained to their end, or imported; if none is, those that are not, which is said.
+
+    Raises:
+        ValueError: none has a checkpoint.
+    """
+    trained = run.trained_folds()
+    check_that(bool(trained), f"run {run.folder}", "trained for at least one fold", "no checkpoints")
+    epochs = run.config.train.epochs
+    partly = {}
+    for fold in trained:
+        found = read_epochs(run.fold_folder(fold))
+        done = 0 if found is None else found.done
+        if done < epochs and not is_imported(run.checkpoints(fold)):
+            partly[fold] = f"fold {fold}, trained for {done} of {epochs} epochs"
+    if not partly:
+        return trained
+    what = ", ".join(partly.values())
+    if whole := tuple(fold for fold in trained if fold not in partly):
+        logger.warning("left out: %s (--folds takes it all the same)", what)
+        return whole
+    logger.warning("predicted by %s", what)
+    return trained
 
 
 def predict(
@@ -75,7 +101,7 @@ def predict(
     check_that(apart, "output", "another folder than the images', which would be overwritten", str(output))
     check_writable(output, "output")
     config, template = run.config, nnx.state(run.abstract_net(), nnx.Param)
-    weights = [restore_params(run.fold_folder(fold) / "checkpoints", template, checkpoint) for fold in folds]
+    weights = [restore_params(run.checkpoints(fold), template, checkpoint) for fold in folds]
     mirror_axes = _mirror_axes(run, mirroring)
     predictor = _predictor(run, mirror_axes)
     steps = postprocessing.steps if postprocessing else ()
@@ -139,5 +165,15 @@ def _predictor(run: Run, mirror_axes: Sequence[int]) -> WindowPredictor:
         run.net.num_classes,
         mirror_axes=mirror_axes,
         window_batch=run.config.predict.window_batch,
-        devices=jax.local_devices(),
+        devices=prediction_devices(copies=2 ** len(mirror_axes)),
     )
+
+
+def prediction_devices(copies: int) -> list[jax.Device]:
+    """Those of this process; of a CPU's cores as many as share out the copies of a window evenly, for volumes
+    that are small enough for a CPU have few windows."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return devices
+    counts = range(len(devices), 0, -1)
+    return devices[: next(n for n in counts if n % copies == 0 or copies % n == 0)]

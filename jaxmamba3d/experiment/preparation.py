@@ -29,6 +29,7 @@ def prepare(config: ExperimentConfig) -> Workspace:
         memory_gb=data.memory_gb,
         spacing=data.spacing,
         configuration=data.configuration,
+        fold=data.fold,
         processes=data.processes,
     )
     check_early(config, workspace)

@@ -1,6 +1,5 @@
 """The training of an experiment's fold."""
 
-import contextlib
 from collections.abc import Sequence
 
 import jax
@@ -8,16 +7,15 @@ import jax
 from jaxmamba3d.data import Workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.prediction import check_window_batch
-from jaxmamba3d.files import alone_in
 from jaxmamba3d.run import Run
-from jaxmamba3d.training import SETTINGS, is_first_process, train_fold
+from jaxmamba3d.training import SETTINGS, train_fold
 
 
 def train(run: Run, workspace: Workspace, fold: int) -> None:
     """Trains a fold, or goes on where it stopped.
 
     Raises:
-        ValueError: another process trains it; and see `check_window_batch` and `train_fold`.
+        ValueError: see `check_window_batch` and `train_fold`.
         FloatingPointError, InterruptedTraining: see `train_fold`.
     """
     check_window_batch(run)
@@ -47,24 +45,15 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
         "training cases": sorted(split["train"]),
         SETTINGS: run.config.decisive_settings(),
     }
-    folder = run.fold_folder(fold)
-
-    def busy():
-        raise ValueError(
-            f"output must be a run that no other process trains, got {run.folder}: {folder} is in use; "
-            "wait for it, or name another output"
-        )
-
-    with alone_in(folder, busy) if is_first_process() else contextlib.nullcontext():
-        train_fold(
-            run.build_net(),
-            run.config,
-            task,
-            training_batches=batches(split["train"], train_config.seed, task.augmentation.initial_patch_size),
-            validation_batches=lambda: batches(split["val"], train_config.seed + 1, plan.patch_size),
-            training_cases=split["train"],
-            validation_cases=split["val"],
-            spacing=plan.spacing,
-            folder=folder,
-            identity=identity,
-        )
+    train_fold(
+        run.build_net(),
+        run.config,
+        task,
+        training_batches=batches(split["train"], train_config.seed, task.augmentation.initial_patch_size),
+        validation_batches=lambda: batches(split["val"], train_config.seed + 1, plan.patch_size),
+        training_cases=split["train"],
+        validation_cases=split["val"],
+        spacing=plan.spacing,
+        folder=run.fold_folder(fold),
+        identity=identity,
+    )

@@ -45,19 +45,21 @@ class FinishedCases:
         digest: see `digest_of`; records of others are removed.
         endings: of the files of each case.
         writer: number of the process that asks; each keeps a record of its own, and reads all.
+        writers: how many they are.
     """
 
-    def __init__(self, folder: Path, digest: str, endings: Sequence[str], writer: int = 0):
+    def __init__(self, folder: Path, digest: str, endings: Sequence[str], writer: int = 0, writers: int = 1):
         self.folder, self.digest, self.endings = folder, digest, endings
-        self._path = folder / (f"{RECORD}_{writer}.json" if writer else f"{RECORD}.json")
+        paths = [folder / (f"{RECORD}_{i}.json" if i else f"{RECORD}.json") for i in range(writers)]
+        self._path = paths[writer]
         records = {path: self._read(path) for path in sorted(folder.glob(f"{RECORD}*.json"))}
         self._own = records.get(self._path) or {}
         self._all: dict[str, Finished] = {}
         for path, record in records.items():
-            if record is None:
-                path.unlink(missing_ok=True)  # what is made now may take the place of what it knows
-            else:
+            if record is not None:
                 self._all |= record
+            elif path not in paths or path == self._path:  # others remove their own, or have a new one by now
+                path.unlink(missing_ok=True)  # what is made now may take the place of what it knows
 
     def remaining(self, cases: Sequence[Case]) -> list[Case]:
         """The cases that lack an output, or whose images changed since."""

@@ -110,7 +110,8 @@ def predict_cases(
     endings = [SEGMENTATION, PROBABILITIES] if probabilities else [SEGMENTATION]
     process = jax.process_index()
     cases = cases[process :: jax.process_count()]
-    finished = FinishedCases(output, digest_of(folds, made_with), endings, writer=process)
+    digest = digest_of(folds, made_with)
+    finished = FinishedCases(output, digest, endings, writer=process, writers=jax.process_count())
     remaining = finished.remaining(cases)
     if len(remaining) < len(cases):
         logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)

@@ -7,6 +7,7 @@ float32 here, where nnU-Net's are float16.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from jaxmamba3d.checks import check_positive, check_shape, check_that
 from jaxmamba3d.data.patches import cut
 from jaxmamba3d.inference.rolling_sums import RollingSums
-from jaxmamba3d.ops.backend import DATA_AXIS
+from jaxmamba3d.ops.backend import BATCH_AXES
 
 Triple = tuple[int, int, int]
 Net = Callable[[Any, jax.Array], jax.Array]
@@ -75,8 +76,8 @@ def make_window_predictor(
         num_classes: classes K of the logits, background included.
         mirror_axes: axes out of 0, 1, 2; logits are averaged over all combinations of them, () for none.
         window_batch: windows that a device predicts at once.
-        devices: of this process, which share out the mirrored copies of windows, or, where these do not
-            divide by the devices, the windows; None: JAX's first one.
+        devices: of this process, which share out the mirrored copies of windows and, where there are more of
+            them or they do not divide by the devices, the windows; None: JAX's first one.
 
     Raises:
         ValueError: an argument is out of range; at the first call, the net's logits have the wrong shape.
@@ -91,13 +92,13 @@ def make_window_predictor(
     # The mean over the copies is part of the weights.
     weights = gaussian_weights(patch_size)[..., None] / len(mirrorings)
     devices = devices or jax.local_devices()[:1]
-    mesh = jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
-    everywhere, shared_out = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (DATA_AXIS,)))
-    # The last call of a volume may lack windows, but never copies.
-    by_copy = len(mirrorings) % len(devices) == 0
-    at_once = len(devices) if by_copy else 1
+    # As many copies at once as go, for a volume may have too few windows, but never lacks copies.
+    at_once = math.gcd(len(mirrorings), len(devices))
     mirrorings = mirrorings.reshape(len(mirrorings) // at_once, at_once, len(mirror_axes))
-    by_window = everywhere if by_copy else shared_out
+    shape = (at_once, len(devices) // at_once)
+    mesh = jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto,) * 2, devices=devices)
+    specs = PartitionSpec(), PartitionSpec(BATCH_AXES[1]), PartitionSpec(BATCH_AXES)
+    everywhere, by_window, shared_out = (NamedSharding(mesh, spec) for spec in specs)
 
     @functools.partial(jax.jit, in_shardings=(everywhere, by_window), out_shardings=by_window)
     def weighted_logits(variables, windows):
@@ -123,7 +124,7 @@ def make_window_predictor(
         with jax.set_mesh(mesh):
             return weighted_logits.lower(variables, windows)
 
-    windows_a_call = window_batch if by_copy else window_batch * len(devices)
+    windows_a_call = window_batch * shape[1]
     return WindowPredictor(
         patch_size,
         num_classes,

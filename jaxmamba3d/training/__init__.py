@@ -1,12 +1,21 @@
 """Training: mesh, optimizer, steps, loop, checkpoints and what people look at meanwhile."""
 
 from jaxmamba3d.training.ahead import compile_fitting, memory_limit
-from jaxmamba3d.training.checkpoint import SETTINGS, Checkpoints, has_checkpoint, restore_params, save_params
+from jaxmamba3d.training.checkpoint import (
+    CHECKPOINTS,
+    SETTINGS,
+    Checkpoints,
+    check_can_go_on,
+    has_checkpoint,
+    is_imported,
+    restore_params,
+    save_params,
+)
 from jaxmamba3d.training.loop import train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import (
-    first_process_alone,
+    all_leave_together,
     first_process_first,
     is_first_process,
     join_processes,
@@ -14,15 +23,18 @@ from jaxmamba3d.training.processes import (
 from jaxmamba3d.training.task import Task
 
 __all__ = [
+    "CHECKPOINTS",
     "SETTINGS",
     "Checkpoints",
     "Task",
+    "all_leave_together",
+    "check_can_go_on",
     "compile_fitting",
     "devices_for",
-    "first_process_alone",
     "first_process_first",
     "has_checkpoint",
     "is_first_process",
+    "is_imported",
     "join_processes",
     "learning_rate_at",
     "make_optimizer",

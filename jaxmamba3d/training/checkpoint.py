@@ -20,6 +20,9 @@ from jaxmamba3d.training.epoch import EpochSoFar
 from jaxmamba3d.training.steps import TrainState
 from jaxmamba3d.wording import memory
 
+CHECKPOINTS = "checkpoints"
+"""Their folder in that of a fold."""
+
 SETTINGS = "settings"
 """The part of a checkpoint's identity that a training may be allowed to change on its way."""
 
@@ -41,6 +44,13 @@ class Position:
     so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Asks nobody whether to stop: JAX's preemption service wants all questions in one order, the loop's."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one training run: the latest ones, and the parameters of the best.
 
@@ -59,7 +69,7 @@ class Checkpoints:
         self._folder, self._keep = folder, keep
         self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
         self._managers = {
-            name: ocp.CheckpointManager(
+            name: _Manager(
                 folder.absolute() / name,
                 options=ocp.CheckpointManagerOptions(max_to_keep=count, enable_async_checkpointing=False),
             )
@@ -113,8 +123,7 @@ class Checkpoints:
         latest = manager.latest_step()
         if latest is None:
             return None
-        folder = Path(manager.directory) / str(latest)
-        check_that((folder / "meta").exists(), str(folder), "of a training to go on with", "imported weights")
+        check_can_go_on(self._folder)
         meta = manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         self._check_identity(meta.pop("identity"))
         rest = (template.optimizer, template.step)
@@ -148,6 +157,21 @@ def has_checkpoint(folder: Path, which: str = "latest") -> bool:
     """Whether a finished checkpoint lies in a folder of checkpoints; unfinished ones have other names."""
     steps = folder / which
     return steps.is_dir() and any(step.name.isdigit() for step in steps.iterdir())
+
+
+def is_imported(folder: Path) -> bool:
+    """Whether the latest checkpoint in a folder of checkpoints was trained elsewhere; see `save_params`."""
+    return has_checkpoint(folder) and not (_latest(folder) / "meta").exists()
+
+
+def check_can_go_on(folder: Path) -> None:
+    """Raises ValueError if the latest checkpoint in a folder of checkpoints is no training's."""
+    if is_imported(folder):
+        check_that(False, str(_latest(folder)), "of a training to go on with", "imported weights")
+
+
+def _latest(folder: Path) -> Path:
+    return max((p for p in (folder / "latest").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 def save_params(folder: Path, params: Any) -> None:

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxmamba3d.checks import InterruptedTraining
+from jaxmamba3d.checks import InterruptedTraining, check_that
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.training.ahead import compile_fitting, lower_train_step, lower_validation_step
-from jaxmamba3d.training.checkpoint import Checkpoints, Position
+from jaxmamba3d.training.checkpoint import CHECKPOINTS, Checkpoints, Position
 from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption
 from jaxmamba3d.training.mesh import make_mesh, place_state
@@ -74,7 +74,7 @@ def train_fold(
         stack.enter_context(jax.set_mesh(mesh))
         interruption = stack.enter_context(Interruption())
         checkpoints = Checkpoints(
-            folder / "checkpoints",
+            folder / CHECKPOINTS,
             keep=train.keep_checkpoints,
             identity=identity,
             allow_changed_settings=train.allow_changed_settings,
@@ -83,6 +83,7 @@ def train_fold(
         position = Position(epoch=0, iterator={}, best_score=-math.inf)
         if restored := checkpoints.restore(state):
             state, position = restored
+            _check_schedule(config, int(state.step), position)
             training_batches.set_state(position.iterator)
             logger.info("going on after epoch %d of %d", position.epoch, train.epochs)
         log = None
@@ -145,7 +146,19 @@ def train_fold(
             )
             checkpoints.save(state, position, is_best=is_best)
             if interruption.received:
-                raise InterruptedTraining(_words(position))
+                break
+        if interruption.received:
+            raise InterruptedTraining(_words(position))
+
+
+def _check_schedule(config: ExperimentConfig, step: int, position: Position) -> None:
+    """Refuses epochs of another length for a schedule that tells them by the step."""
+    moves = config.optim.schedule != "constant" and config.optim.schedule_unit == "epoch"
+    begun = len(position.so_far.losses)
+    same = step == position.epoch * config.train.steps_per_epoch + begun
+    had = f"{position.epoch} epochs had {step - begun} steps"
+    wish = f"as before, when {had}: optim.schedule counts epochs by it"
+    check_that(same or not moves, "train.steps_per_epoch", wish, config.train.steps_per_epoch)
 
 
 def _say(metrics: EpochMetrics, log: MetricsLog, epochs: int, is_best: bool) -> None:

@@ -27,13 +27,19 @@ def join_processes() -> None:
     variables = (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     try:
         told = {argument: int(os.environ[name]) for argument, name in variables if name in os.environ}
-        jax.distributed.initialize(**told)
+        jax.distributed.initialize(**told, local_device_ids=_only_device())
     except ValueError as error:
         raise ValueError(
             "train.distributed must be set where SLURM, Open MPI, Kubernetes or a TPU pod starts the "
             "processes, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the "
             f"environment, got {error}"
         ) from error
+
+
+def _only_device() -> list[int] | None:
+    """The GPU of a process that sees only one; under SLURM and Open MPI JAX takes all to be seen."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [0] if visible and "," not in visible else None
 
 
 def is_first_process() -> bool:
@@ -72,7 +78,7 @@ def wait_for_all_processes() -> None:
 
 
 @contextlib.contextmanager
-def first_process_alone() -> Iterator[None]:
+def all_leave_together() -> Iterator[None]:
     """Lets no process go on from a block before all have come to its end, be it by an error.
 
     Processes that ended while another still works would give up waiting for it after minutes, and kill it.

@@ -61,7 +61,7 @@ class EpochMetrics:
 
 
 class MetricsLog:
-    """metrics.csv, tensorboard/, curves.png and patches.png of one fold, up to date after every epoch.
+    """metrics.csv, tensorboard/ and curves.png of a fold, up to date after every epoch, and patches.png.
 
     Args:
         folder: made if missing.

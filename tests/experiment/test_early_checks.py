@@ -10,6 +10,8 @@ from small_datasets import SHAPE, write_nifti, write_nnunet
 from small_runs import small_config
 
 from jaxmamba3d import experiment
+from jaxmamba3d.checks import UnsupportedError
+from jaxmamba3d.data import workspace
 from jaxmamba3d.experiment.early_checks import check_classes
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.run import open_run
@@ -77,6 +79,7 @@ def config_of(dataset, tmp_path, *, train=None, **data):
     ("train", "data", "message"),
     [
         ({}, {"fold": 5}, r"^fold must be from 0 to 4, got 5$"),
+        ({}, {"configuration": "2d"}, r"configuration must be one of .*3d_fullres.*, got '?2d"),
         ({}, {"patch_size": (8, 9, 8)}, r"^data\.patch_size must be divisible by the net's 2 along Y"),
         ({"accumulate": 3}, {}, r"^train\.accumulate must be a divisor of the batch size 2, got 3$"),
         (
@@ -93,6 +96,26 @@ def test_settings_that_do_not_fit_are_said_before_preprocessing(
     with pytest.raises(ValueError, match=message):
         experiment.run_experiment(config)
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "work" / "3d_fullres").exists()
+
+
+@pytest.mark.parametrize("data", [{"fold": 5}, {"configuration": "2d"}])
+def test_folds_and_configurations_that_will_not_be_are_said_before_cases_are_read(
+    dataset, tmp_path, monkeypatch, data
+):
+    def read(*_, **__):
+        raise AssertionError("cases are read")
+
+    monkeypatch.setattr(workspace, "compute_fingerprint", read)
+    with pytest.raises(ValueError, match=f"{next(iter(data))} must be"):
+        experiment.run_experiment(config_of(dataset, tmp_path, **data))
+
+
+def test_scans_that_cannot_run_are_said_before_preprocessing(dataset, planned, tmp_path):
+    config = config_of(dataset, tmp_path, work=planned)
+    net = dataclasses.replace(config.net, name="segmamba", scan_implementation="pallas_mosaic_gpu")
+    with pytest.raises(UnsupportedError, match="pallas_mosaic_gpu cannot run this call"):
+        experiment.run_experiment(dataclasses.replace(config, net=net))
     assert not (tmp_path / "work" / "3d_fullres").exists()
 
 

@@ -55,9 +55,14 @@ class TestImportedWeights:
     def test_they_are_no_training_to_go_on_with(self, imported, dataset, tmp_path):
         run, weights, config, description = imported
         import_weights(weights, config, run.plans, description)
-        shutil.copytree(run.folder / "work", tmp_path / "imported" / "work")
+        shutil.copytree(
+            run.folder / "work",
+            tmp_path / "imported" / "work",
+            ignore=shutil.ignore_patterns("3d_fullres"),
+        )
         with pytest.raises(ValueError, match=r"latest/0 must be of a training to go on with, got imported"):
             experiment.run_experiment(config)
+        assert not (tmp_path / "imported" / "work" / "3d_fullres").exists()
 
     def test_a_fold_is_not_overwritten(self, imported):
         run, weights, config, description = imported

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import shutil
 
+import jax
 import nibabel
 import numpy as np
 import pytest
 from small_datasets import AFFINE, image_and_label, write_nifti
-from small_runs import small_config
+from small_runs import EPOCHS, small_config
 
 from jaxmamba3d import experiment
 from jaxmamba3d.config import (
@@ -102,10 +104,41 @@ def test_predictions_of_other_weights_are_not_taken_for_finished(tmp_path):
     """Of several writers, too, of which the latest call had fewer."""
     case = Case("a", (write_nifti(tmp_path / "image.nii.gz", np.zeros((3, 3, 3))),))
     (tmp_path / "a.nii.gz").touch()
-    FinishedCases(tmp_path, "these", [".nii.gz"], writer=1).add(case)
+    FinishedCases(tmp_path, "these", [".nii.gz"], writer=1, writers=2).add(case)
     assert FinishedCases(tmp_path, "these", [".nii.gz"]).remaining([case]) == []
     assert FinishedCases(tmp_path, "others", [".nii.gz"]).remaining([case]) == [case]
     assert FinishedCases(tmp_path, "these", [".nii.gz"]).remaining([case]) == [case]
+
+
+def test_several_writers_remove_their_own_old_records(tmp_path):
+    case = Case("a", (write_nifti(tmp_path / "image.nii.gz", np.zeros((3, 3, 3))),))
+    for writer in range(3):
+        FinishedCases(tmp_path, "these", [], writer=writer, writers=3).add(case)
+    FinishedCases(tmp_path, "others", [], writer=0, writers=2)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["finished_cases_1.json"]
+
+
+def test_folds_that_are_not_trained_to_their_end_are_left_out(finished, tmp_path, caplog):
+    run, _ = finished
+    for fold, epochs in enumerate((EPOCHS, 1)):
+        shutil.copytree(run.fold_folder(0), tmp_path / f"fold_{fold}")
+        table = tmp_path / f"fold_{fold}" / "metrics.csv"
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[: epochs + 1]))
+    run = dataclasses.replace(run, folder=tmp_path)
+    assert experiment.folds_to_predict(run) == (0,)
+    words = f"left out: fold 1, trained for 1 of {EPOCHS} epochs (--folds takes it all the same)"
+    assert words in caplog.messages
+    shutil.rmtree(tmp_path / "fold_0")
+    assert experiment.folds_to_predict(run) == (1,)
+    assert f"predicted by fold 1, trained for 1 of {EPOCHS} epochs" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("cores", "copies", "used"), [(1, 8, 1), (6, 8, 4), (10, 8, 8), (16, 8, 16), (5, 1, 5), (7, 4, 4)]
+)
+def test_cores_share_out_the_copies_of_a_window_evenly(monkeypatch, cores, copies, used):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * cores)
+    assert len(prediction.prediction_devices(copies)) == used
 
 
 def test_bad_images_are_named_before_any_is_predicted(finished, tmp_path):

@@ -18,10 +18,9 @@ from jaxmamba3d.config import (
     ExperimentConfig,
     NetOptions,
 )
-from jaxmamba3d.data import open_workspace, plan_workspace
+from jaxmamba3d.data import plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
-from jaxmamba3d.experiment.training import train
-from jaxmamba3d.files import alone_in
+from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.run import _versions, open_run, resolve_net, start_run
 
@@ -329,19 +328,34 @@ def test_regions_and_voxels_to_ignore(tmp_path):
         assert set(np.unique(label[tuple(tables["annotated"].T)])) == {0, 1, 2}
 
 
-def test_a_run_that_another_process_trains_is_left_alone(finished, tmp_path):
-    run, _ = finished
-    shutil.copytree(run.folder, tmp_path / "run")
-    run = dataclasses.replace(run, folder=tmp_path / "run")
-    before = (run.fold_folder(0) / "metrics.csv").read_text()
-    workspace = open_workspace(run.config.work_folder)
-    with (
-        alone_in(run.fold_folder(0), busy=lambda: None),
-        pytest.raises(
-            ValueError,
-            match=r"a run that no other process trains, got .*fold_0 is in use; wait for it, or name",
-        ),
-    ):
-        train(run, workspace, 0)
-    assert (run.fold_folder(0) / "metrics.csv").read_text() == before
-    train(run, workspace, 0)  # and afterwards it may
+def test_a_run_that_another_process_trains_is_left_alone(dataset, tmp_path):
+    """Before its first checkpoint, too; another of its folds may be trained meanwhile."""
+    config = small_config(dataset, tmp_path / "run")
+    workspace = plan_workspace(dataset, config.work_folder, processes=1)
+    run = start_run(config, workspace)
+    before = {path: path.read_text() for path in run.folder.glob("*.json")}
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=9))
+    other = dataclasses.replace(config, net=dataclasses.replace(config.net, name="segmamba"))
+    second = dataclasses.replace(config, data=dataclasses.replace(config.data, fold=1))
+    in_use = r"a run that no other process trains, got .*fold_0 is in use; wait for it, or name"
+    with run.alone_in_fold(0):
+        for start in (experiment.run_experiment, lambda config: start_run(config, workspace)):
+            with pytest.raises(ValueError, match=in_use):
+                start(longer)
+            with pytest.raises(ValueError, match="same net, data and settings as now"):
+                start(other)
+        assert {path: path.read_text() for path in run.folder.glob("*.json")} == before
+        assert start_run(second, workspace).config.data.fold == 1
+    assert start_run(other, workspace).net.name == "segmamba"
+
+
+def test_an_epoch_of_another_length_needs_a_schedule_that_does_not_count_epochs(dataset, tmp_path):
+    config = small_config(dataset, tmp_path / "run", epochs=1)
+    cosine = dataclasses.replace(config, optim=dataclasses.replace(config.optim, schedule="cosine"))
+    experiment.run_experiment(cosine)
+    train = dataclasses.replace(config.train, epochs=2, steps_per_epoch=3, allow_changed_settings=True)
+    message = r"train\.steps_per_epoch must be as before, when 1 epochs had 4 steps: .*, got 3$"
+    with pytest.raises(ValueError, match=message):
+        experiment.run_experiment(dataclasses.replace(cosine, train=train))
+    experiment.run_experiment(dataclasses.replace(config, train=train))
+    assert read_epochs(tmp_path / "run" / "fold_0").done == 2

@@ -140,3 +140,9 @@ def test_where_nothing_is_known_nothing_is_refused(compiled, mesh):
 def test_other_errors_stay_what_they_are(mesh):
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         ahead.compile_fitting(FakeLowered(jax.errors.JaxRuntimeError("INTERNAL: bug")), mesh)
+
+
+def test_a_mesh_has_the_devices_of_a_process_side_by_side():
+    """In the order of the batch, of which each process reads a contiguous part."""
+    devices = jax.devices()
+    assert list(mesh_over(devices[::-1], 2).devices.flat) == devices

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 
 from jaxmamba3d.training import Checkpoints, restore_params
 from jaxmamba3d.training.checkpoint import Position
@@ -36,6 +37,14 @@ def test_the_best_are_parameters_alone(checkpoints, tmp_path):
     restored, position = checkpoints.restore(STATE)
     np.testing.assert_array_equal(restored.optimizer["momentum"], 1)
     assert (int(restored.step), position) == (5, POSITION)
+
+
+def test_only_the_training_asks_whether_to_stop(checkpoints, monkeypatch):
+    """JAX's service takes the latest question for how far a process has come."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    checkpoints.save(STATE, POSITION, is_best=True)
+    assert asked == []
 
 
 def test_too_little_room_is_seen_before_it_is_needed(checkpoints, tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 from small_datasets import write_nnunet
 from small_runs import params_of
 from training_programs import Program, epochs_of, wait_for, write_config
@@ -15,6 +17,7 @@ from training_programs import Program, epochs_of, wait_for, write_config
 from jaxmamba3d.cli import TRY_AGAIN
 from jaxmamba3d.files import load_json, write_json
 from jaxmamba3d.run import open_run
+from jaxmamba3d.training import join_processes
 
 DEVICES = 8
 TRAINING = {"batch_size": 8, "epochs": 2, "steps_per_epoch": 3}
@@ -98,6 +101,17 @@ def test_two_processes_train_as_one(tmp_path):
     ]
     assert sorted(map(len, shares)) == [1, 2]
     assert Path("scores/summary.json") in files_of(together / "run")
+
+
+@pytest.mark.parametrize(("visible", "devices"), [("3", [0]), ("0,1", None), ("", None), (None, None)])
+def test_a_process_that_sees_one_gpu_takes_it(monkeypatch, visible, devices):
+    told = {}
+    monkeypatch.setattr(jax.distributed, "initialize", told.update)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    join_processes()
+    assert told["local_device_ids"] == devices
 
 
 def test_an_error_ends_its_process_at_once():
