@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
-from jaxmamba3d.checks import MEMORY_ADVICE, InterruptedTraining, UnsupportedError, check_that
+from jaxmamba3d.checks import MEMORY_ADVICE, InterruptedTraining, UnsupportedError, check_choice, check_that
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions
 from jaxmamba3d.config_file import load_config
 
@@ -295,8 +295,10 @@ TRY_AGAIN = 75
 def run_command(command) -> None:
     """Runs a command; what its user can mend ends it with one sentence instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("jaxmamba3d").setLevel(os.environ.get("JAXMAMBA3D_LOG_LEVEL", "INFO"))
     try:
+        level = os.environ.get("JAXMAMBA3D_LOG_LEVEL", "INFO").upper()
+        check_choice("JAXMAMBA3D_LOG_LEVEL", level, ("DEBUG", "INFO", "WARNING", "ERROR"))
+        logging.getLogger("jaxmamba3d").setLevel(level)
         command()
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)

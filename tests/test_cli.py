@@ -222,3 +222,18 @@ def test_train_py_lists_every_field():
         "--output",
     ):
         assert field in done.stdout
+
+
+@pytest.mark.parametrize(("level", "shown"), [(None, False), ("info", False), ("debug", True)])
+def test_a_traceback_is_there_for_those_who_ask(command, monkeypatch, level, shown):
+    if level is not None:
+        monkeypatch.setenv("JAXMAMBA3D_LOG_LEVEL", level)
+    message, printed = command("preprocess", "nowhere")
+    assert message == "error: nowhere: not a work folder; make one with `jaxmamba3d plan`"
+    assert ("Traceback" in printed) == shown
+
+
+def test_a_log_level_that_is_none_is_named(command, monkeypatch):
+    monkeypatch.setenv("JAXMAMBA3D_LOG_LEVEL", "loud")
+    message, _ = command("preprocess", "nowhere")
+    assert message.startswith("error: JAXMAMBA3D_LOG_LEVEL must be one of DEBUG, INFO")

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +12,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 ONE_WEEK = 7 * 24 * 3600
+
+PROCESSES_A_MACHINE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+"""Variables that say so, such as 8 or, for two machines, 8(x2)."""
 
 _waits = itertools.count()
 
@@ -27,7 +31,7 @@ def join_processes() -> None:
     variables = (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     try:
         told = {argument: int(os.environ[name]) for argument, name in variables if name in os.environ}
-        jax.distributed.initialize(**told, local_device_ids=_only_device())
+        jax.distributed.initialize(**told, local_device_ids=_all_visible_devices())
     except ValueError as error:
         raise ValueError(
             "train.distributed must be set where SLURM, Open MPI, Kubernetes or a TPU pod starts the "
@@ -36,10 +40,18 @@ def join_processes() -> None:
         ) from error
 
 
-def _only_device() -> list[int] | None:
-    """The GPU of a process that sees only one; under SLURM and Open MPI JAX takes all to be seen."""
+def _all_visible_devices() -> list[int] | None:
+    """The GPUs of a process that sees one, or is alone on its machine; None: JAX's choice.
+
+    Under SLURM and Open MPI that is the one GPU of the process's number on the machine, of all of its GPUs.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [0] if visible and "," not in visible else None
+    if not visible:
+        return None
+    count = len(visible.split(","))
+    processes = [os.environ.get(name, "") for name in PROCESSES_A_MACHINE]
+    alone = any(re.fullmatch(r"1(\(x\d+\))?", number) for number in processes)
+    return list(range(count)) if alone or count == 1 else None
 
 
 def is_first_process() -> bool:

@@ -127,7 +127,7 @@ def test_orders_go_in_one_call_where_one_leaves_a_gpu_idle():
     def scans(side):
         x = jax.ShapeDtypeStruct((1, side, side, side, 32), jnp.float32)
         with compile_for("gpu"):
-            return str(jax.make_jaxpr(block)(x)).count("name=selective_scan_output")
+            return str(jax.make_jaxpr(block)(x)).count("name=selective_scan_forward_pass")
 
     assert scans(8) == 2
     assert scans(40) == 8

@@ -18,6 +18,7 @@ from jaxmamba3d.cli import TRY_AGAIN
 from jaxmamba3d.files import load_json, write_json
 from jaxmamba3d.run import open_run
 from jaxmamba3d.training import join_processes
+from jaxmamba3d.training.processes import PROCESSES_A_MACHINE
 
 DEVICES = 8
 TRAINING = {"batch_size": 8, "epochs": 2, "steps_per_epoch": 3}
@@ -103,13 +104,25 @@ def test_two_processes_train_as_one(tmp_path):
     assert Path("scores/summary.json") in files_of(together / "run")
 
 
-@pytest.mark.parametrize(("visible", "devices"), [("3", [0]), ("0,1", None), ("", None), (None, None)])
-def test_a_process_that_sees_one_gpu_takes_it(monkeypatch, visible, devices):
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({}, None),
+        ({"CUDA_VISIBLE_DEVICES": ""}, None),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, [0]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}, [0, 1]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, [0, 1, 2]),
+    ],
+)
+def test_a_process_takes_all_gpus_that_are_its_own(monkeypatch, environment, devices):
     told = {}
     monkeypatch.setattr(jax.distributed, "initialize", told.update)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name in ("CUDA_VISIBLE_DEVICES", *PROCESSES_A_MACHINE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     join_processes()
     assert told["local_device_ids"] == devices
 

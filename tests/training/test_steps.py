@@ -206,7 +206,7 @@ def test_idle_accelerators_are_worth_a_warning(caplog, monkeypatch):
         platform = "gpu"
 
     monkeypatch.setattr(meshes.jax, "devices", lambda: [Chip(), Chip(), Chip()])
-    monkeypatch.setattr(meshes.jax, "make_mesh", lambda shape, names, types, devices: devices)
+    monkeypatch.setattr(meshes, "mesh_over", lambda devices, _: devices)
     assert len(make_mesh(4)) == 2
     assert "2 of 3 devices are used: the batch size 4 does not divide by more" in caplog.text
 

@@ -1,0 +1,50 @@
+"""Files that several processes write, folders that one keeps to itself."""
+
+import threading
+
+import pytest
+
+from jaxmamba3d.files import alone_in, in_use, replacing
+
+
+def refuse():
+    raise ValueError("busy")
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    path = tmp_path / "table.csv"
+    with replacing(path) as first, replacing(path) as second:
+        for unfinished, text in ((first, "first"), (second, "second")):
+            assert unfinished.suffix == ".csv"
+            unfinished.write_text(text)
+    assert path.read_text() == "first"  # which was left last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_in_use_while_someone_keeps_it(tmp_path):
+    folder = tmp_path / "folder"
+    assert not in_use(folder)
+    assert not folder.exists()
+    with alone_in(folder, refuse):
+        assert in_use(folder)
+        with pytest.raises(ValueError, match="busy"), alone_in(folder, refuse):
+            pass
+    assert not in_use(folder)
+
+
+def test_who_only_asks_keeps_nobody_out(tmp_path):
+    done = threading.Event()
+
+    def ask():
+        while not done.is_set():
+            in_use(tmp_path)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(50):
+            with alone_in(tmp_path, refuse):
+                pass
+    finally:
+        done.set()
+        asking.join()
