@@ -222,7 +222,8 @@ def _markdown(rows: Sequence[Measurement]) -> str:
         cells = [row.implementation, row.batch, row.length, row.channels, row.states, row.dtype]
         cells += ["backward" if row.reverse else "forward"]
         cells += ["forward + gradient" if row.backward else "forward"]
-        cells += [number(row.milliseconds, 2, row.note or "-"), number(row.spread, 2), number(million, 2)]
+        cells += [number(row.milliseconds, 2, row.note or "-"), number(row.spread, 2)]
+        cells += ["-" if million is None else f"{million:.3g}"]
         cells += [number(row.share_of_floor, 2), number(row.temporaries_mb, 0)]
         return cells
 
