@@ -296,7 +296,7 @@ def run_command(command) -> None:
     """Runs a command; what its user can mend ends it with one sentence instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     try:
-        level = os.environ.get("JAXMAMBA3D_LOG_LEVEL", "INFO").upper()
+        level = (os.environ.get("JAXMAMBA3D_LOG_LEVEL") or "INFO").upper()
         check_choice("JAXMAMBA3D_LOG_LEVEL", level, ("DEBUG", "INFO", "WARNING", "ERROR"))
         logging.getLogger("jaxmamba3d").setLevel(level)
         command()
@@ -308,6 +308,7 @@ def run_command(command) -> None:
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             _end_at_once(traceback.format_exc())
             raise
+        logging.getLogger(__name__).debug("", exc_info=True)
         _end(
             f"error: this does not fit into the device's memory; {MEMORY_ADVICE} "
             f"({str(error).splitlines()[0]})"
@@ -329,7 +330,7 @@ def _end(message: str) -> NoReturn:
 
 
 def _end_at_once(message: str) -> None:
-    """Does so where JAX, at a process's ordinary end, would wait for the others in vain; else nothing."""
+    """Where JAX, at a process's ordinary end, would wait for the others in vain; else does nothing."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         sys.stderr.write(message)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import math
 import os
@@ -16,6 +17,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+ONE_DAY = 24 * 3600
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 FileIdentities = list[list[Any]]
@@ -29,6 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     The sibling's name ends as the path's does, for writers that go by the ending, and is no other process's.
     """
     path = Path(path)
+    _remove_left_behind(path)
     unfinished = path.with_name(f".unfinished.{secrets.token_hex(4)}.{path.name}")
     try:
         yield unfinished
@@ -38,6 +42,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise unwritten(path, error) from error
         raise
+
+
+def _remove_left_behind(path: Path) -> None:
+    """What processes that were killed had begun to write: it is older than any writing takes."""
+    for unfinished in path.parent.glob(f".unfinished.*.{glob.escape(path.name)}"):
+        with contextlib.suppress(OSError):
+            if time.time() - unfinished.stat().st_mtime > ONE_DAY:
+                unfinished.unlink()
 
 
 @contextlib.contextmanager

@@ -166,18 +166,29 @@ def describe_run(config: ExperimentConfig, workspace: Workspace) -> Run:
     return run
 
 
-def start_run(config: ExperimentConfig, workspace: Workspace) -> Run:
+def start_run(
+    config: ExperimentConfig, workspace: Workspace, locks: contextlib.ExitStack | None = None
+) -> Run:
     """Writes the run folder of an experiment.
+
+    Args:
+        config: the experiment.
+        workspace: its data.
+        locks: until it is closed, others are kept from the first fold to be trained; see `Run.alone_in_fold`.
 
     Raises:
         ValueError: see `describe_run`; or a process trains one of the folds already.
     """
-    with alone_in_run(config.output):
+    with alone_in_run(config.output), contextlib.ExitStack() as lock:
         run = describe_run(config, workspace)
-        for fold in workspace.folds(config.data.fold):
+        first, *others = workspace.folds(config.data.fold)
+        lock.enter_context(run.alone_in_fold(first))
+        for fold in others:
             run.check_free(fold)
         run = _write(run)
         write_json(run.folder / SPLITS, workspace.splits)
+        if locks is not None:
+            locks.enter_context(lock.pop_all())
     return run
 
 
@@ -199,21 +210,27 @@ def import_weights(
 
     Raises:
         ValueError: the weights are not those of the net that config and plans describe; see
-            `load_official_weights`; or the folder holds a trained run of another net or other data.
+            `load_official_weights`; the folder holds a trained run of another net or other data; or a process
+            trains this fold.
         FileExistsError: the run folder has a trained fold of this number already.
     """
     check_that(config.data.fold != "all", "data.fold", "the number of one fold", config.data.fold)
-    checkpoints = Path(config.output) / f"fold_{config.data.fold}" / CHECKPOINTS
-    if has_checkpoint(checkpoints):
-        raise FileExistsError(f"{checkpoints}: has checkpoints already; choose another output folder or fold")
     configuration = _overridden(config.data, plans).configurations[config.data.configuration]
     net_config = resolve_net(config.net, configuration, len(description.channel_names), description.labels)
     net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
     load_official_weights(net, weights)
-    run = _write(_describe(config, plans, len(description.channel_names), description.labels))
-    if splits is not None:
-        write_json(run.folder / SPLITS, splits)
-    save_params(checkpoints, nnx.state(net, nnx.Param))
+    fold = config.data.fold
+    with alone_in_run(config.output):
+        run = _describe(config, plans, len(description.channel_names), description.labels)
+        checkpoints = run.checkpoints(fold)
+        if has_checkpoint(checkpoints):
+            words = "has checkpoints already; choose another output folder or fold"
+            raise FileExistsError(f"{checkpoints}: {words}")
+        with run.alone_in_fold(fold):
+            run = _write(run)
+            if splits is not None:
+                write_json(run.folder / SPLITS, splits)
+            save_params(checkpoints, nnx.state(net, nnx.Param))
     return run
 
 

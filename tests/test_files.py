@@ -1,10 +1,11 @@
 """Files that several processes write, folders that one keeps to itself."""
 
+import os
 import threading
 
 import pytest
 
-from jaxmamba3d.files import alone_in, in_use, replacing
+from jaxmamba3d.files import alone_in, in_use, replacing, write_text
 
 
 def refuse():
@@ -19,6 +20,16 @@ def test_two_writers_of_a_file_do_not_meet(tmp_path):
             unfinished.write_text(text)
     assert path.read_text() == "first"  # which was left last
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
+    path = tmp_path / "table [1].csv"
+    left = [tmp_path / f".unfinished.{token}.{path.name}" for token in ("aa", "bb")]
+    for unfinished in left:
+        unfinished.touch()
+    os.utime(left[0], (0, 0))
+    write_text(path, "text")
+    assert sorted(tmp_path.iterdir()) == [left[1], path]
 
 
 def test_a_folder_is_in_use_while_someone_keeps_it(tmp_path):

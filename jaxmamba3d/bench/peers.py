@@ -88,5 +88,5 @@ def _measure(
     try:
         wait(call())
         return time_calls(call, repeats=repeats, wait=wait)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         return DOES_NOT_FIT

@@ -113,7 +113,7 @@ def plan_workspace(
         spacing: voxel size in mm, in the order of the patch's axes, that replaces the planned one of
             `configuration`; the patch stays as it is in voxels.
         configuration: of the plans.
-        fold: that is to be trained in this configuration, which is checked before the cases are read; None:
+        fold: to be trained in this configuration, both of which are checked before the cases are read; None:
             none yet.
         processes: worker processes; None: one for each core.
 

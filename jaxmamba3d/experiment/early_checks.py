@@ -28,7 +28,8 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
 
     Raises:
         ValueError: the net does not fit the patch, or the batch the devices; the run folder is another run's,
-            is in use or may not be written; or the training cases of a fold are background alone.
+            is in use, holds imported weights or may not be written; or the training cases of a fold are
+            background alone.
         UnsupportedError: the implementation of the scan that the config names cannot run the net's.
     """
     run = describe_run(config, workspace)
@@ -38,7 +39,7 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     folds = workspace.folds(config.data.fold)
     for fold in folds:
         check_writable(run.fold_folder(fold), "output")
-        if is_first_process():  # which may train for the others already
+        if is_first_process():  # when the others check, it holds the lock for all of them
             run.check_free(fold)
         check_can_go_on(run.checkpoints(fold))
     if run.net.scan_implementation is not None:

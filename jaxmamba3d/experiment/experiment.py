@@ -35,18 +35,18 @@ def run_experiment(config: ExperimentConfig) -> Evaluation | None:
         FileNotFoundError, ValueError: data or settings are wrong; nearly all is found before training starts.
         FloatingPointError: the loss is no longer finite.
     """
-    with first_process_first():
-        workspace = prepare(config)
-        run = start_run(config, workspace) if is_first_process() else open_run(config.output)
-    folds = workspace.folds(config.data.fold)
     scores = {}
-    with contextlib.ExitStack() as until_all_is_done:
+    with contextlib.ExitStack() as locks:
+        with first_process_first():
+            workspace = prepare(config)
+            run = start_run(config, workspace, locks) if is_first_process() else open_run(config.output)
+        folds = workspace.folds(config.data.fold)
         for fold in folds:
             if len(folds) > 1:
                 logger.info("fold %d, of 0 to %d", fold, folds[-1])
             with first_process_first():  # training must not wait for processes that still do something else
-                if is_first_process():
-                    until_all_is_done.enter_context(run.alone_in_fold(fold))
+                if is_first_process() and fold != folds[0]:
+                    locks.enter_context(run.alone_in_fold(fold))
             train(run, workspace, fold)
             predict_validation_cases(run, workspace, fold)
             if jax.process_count() == 1:

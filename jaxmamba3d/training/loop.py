@@ -155,10 +155,11 @@ def _check_schedule(config: ExperimentConfig, step: int, position: Position) -> 
     """Refuses epochs of another length for a schedule that tells them by the step."""
     moves = config.optim.schedule != "constant" and config.optim.schedule_unit == "epoch"
     begun = len(position.so_far.losses)
-    same = step == position.epoch * config.train.steps_per_epoch + begun
-    had = f"{position.epoch} epochs had {step - begun} steps"
-    wish = f"as before, when {had}: optim.schedule counts epochs by it"
-    check_that(same or not moves, "train.steps_per_epoch", wish, config.train.steps_per_epoch)
+    steps = config.train.steps_per_epoch
+    same = begun <= steps and step == position.epoch * steps + begun
+    taken = f"{step - begun} steps in finished epochs (of which there are {position.epoch})"
+    wish = f"as before, {taken} and {begun} in the next: optim.schedule counts epochs by it"
+    check_that(same or not moves, "train.steps_per_epoch", wish, steps)
 
 
 def _say(metrics: EpochMetrics, log: MetricsLog, epochs: int, is_best: bool) -> None:

@@ -13,8 +13,8 @@ from orbax.checkpoint import multihost
 
 ONE_WEEK = 7 * 24 * 3600
 
-PROCESSES_A_MACHINE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")
-"""Variables that say so, such as 8 or, for two machines, 8(x2)."""
+PROCESSES_A_MACHINE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
+"""Variables that say so, such as 8 or, for two machines, 8(x2); what Open MPI starts may see both."""
 
 _waits = itertools.count()
 
@@ -41,16 +41,16 @@ def join_processes() -> None:
 
 
 def _all_visible_devices() -> list[int] | None:
-    """The GPUs of a process that sees one, or is alone on its machine; None: JAX's choice.
+    """The GPUs of a process that sees one, or is alone on its machine; None: JAX's choice, or the user's.
 
     Under SLURM and Open MPI that is the one GPU of the process's number on the machine, of all of its GPUs.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not visible:
+    if not visible or visible.startswith("-") or "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return None
     count = len(visible.split(","))
-    processes = [os.environ.get(name, "") for name in PROCESSES_A_MACHINE]
-    alone = any(re.fullmatch(r"1(\(x\d+\))?", number) for number in processes)
+    processes = next((os.environ[name] for name in PROCESSES_A_MACHINE if name in os.environ), "")
+    alone = re.fullmatch(r"1(\(x\d+\))?", processes)
     return list(range(count)) if alone or count == 1 else None
 
 

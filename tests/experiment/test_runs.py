@@ -354,7 +354,7 @@ def test_an_epoch_of_another_length_needs_a_schedule_that_does_not_count_epochs(
     cosine = dataclasses.replace(config, optim=dataclasses.replace(config.optim, schedule="cosine"))
     experiment.run_experiment(cosine)
     train = dataclasses.replace(config.train, epochs=2, steps_per_epoch=3, allow_changed_settings=True)
-    message = r"train\.steps_per_epoch must be as before, when 1 epochs had 4 steps: .*, got 3$"
+    message = r"train\.steps_per_epoch must be as before, 4 steps in finished epochs .*, got 3$"
     with pytest.raises(ValueError, match=message):
         experiment.run_experiment(dataclasses.replace(cosine, train=train))
     experiment.run_experiment(dataclasses.replace(config, train=train))

@@ -19,7 +19,7 @@ from tolerances import assert_close, rounding
 
 from jaxmamba3d.checks import UnsupportedError
 from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
-from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, blocks, selective_scan
+from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, blocks, selective_scan, unsupported_reason
 from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.ops.selective_scan.chunking import LONGEST, chunk_length
 from jaxmamba3d.ops.selective_scan.xla import SequentialScan
@@ -84,6 +84,7 @@ def test_numpy_arrays_are_taken_as_jax_takes_them(implementation):
     wide = {name: np.asarray(value, np.float64) for name, value in arguments.items()}
     found, expected = (selective_scan(**given, implementation=implementation) for given in (wide, arguments))
     np.testing.assert_array_equal(found, expected)
+    assert unsupported_reason(implementation, **wide) is None
 
 
 @pytest.mark.parametrize("implementation", TESTED)

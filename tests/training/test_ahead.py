@@ -1,5 +1,7 @@
 """Training steps that are compiled before the first batch."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.monitoring
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.training import Task, ahead
+from jaxmamba3d.training import mesh as meshes
 from jaxmamba3d.training.mesh import make_mesh, mesh_over, place_state, shard_batch
 from jaxmamba3d.training.optimizer import make_optimizer
 from jaxmamba3d.training.steps import init_state
@@ -142,7 +145,9 @@ def test_other_errors_stay_what_they_are(mesh):
         ahead.compile_fitting(FakeLowered(jax.errors.JaxRuntimeError("INTERNAL: bug")), mesh)
 
 
-def test_a_mesh_has_the_devices_of_a_process_side_by_side():
+def test_a_mesh_has_the_devices_of_a_process_side_by_side(monkeypatch):
     """In the order of the batch, of which each process reads a contiguous part."""
-    devices = jax.devices()
-    assert list(mesh_over(devices[::-1], 2).devices.flat) == devices
+    monkeypatch.setattr(meshes, "Mesh", lambda grid, *_, **__: grid)
+    devices = [SimpleNamespace(process_index=n // 2 % 2, id=n) for n in reversed(range(8))]
+    processes = [[device.process_index for device in row] for row in mesh_over(devices, 2)]
+    assert processes == [[0, 0], [0, 0], [1, 1], [1, 1]]

@@ -109,17 +109,27 @@ def test_two_processes_train_as_one(tmp_path):
     [
         ({}, None),
         ({"CUDA_VISIBLE_DEVICES": ""}, None),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "3", "JAX_LOCAL_DEVICE_IDS": "0"}, None),
         ({"CUDA_VISIBLE_DEVICES": "3"}, [0]),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}, [0, 1]),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, [0, 1, 2]),
+        (
+            {
+                "CUDA_VISIBLE_DEVICES": "0,1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+                "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+            },
+            None,
+        ),
     ],
 )
 def test_a_process_takes_all_gpus_that_are_its_own(monkeypatch, environment, devices):
     told = {}
     monkeypatch.setattr(jax.distributed, "initialize", told.update)
-    for name in ("CUDA_VISIBLE_DEVICES", *PROCESSES_A_MACHINE):
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_LOCAL_DEVICE_IDS", *PROCESSES_A_MACHINE):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.dtypes import canonicalize_dtype
 
 from jaxmamba3d.checks import UnsupportedError, check_choice, check_shape, check_that
 from jaxmamba3d.ops.backend import target_backend
@@ -54,7 +55,7 @@ def _kernel(module) -> Implementation:
                 f"interpreted inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
             )
         sequences = (arguments.u, arguments.delta, arguments.B, arguments.C, arguments.z)
-        if any(x.dtype == jnp.float64 for x in sequences if x is not None):
+        if any(canonicalize_dtype(x.dtype) == jnp.float64 for x in sequences if x is not None):
             return "it takes no float64"
         return module.unsupported_reason(arguments, backend)
 
