@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.dtypes import canonicalize_dtype
 
 from jaxmamba3d.checks import UnsupportedError, check_choice, check_shape, check_that
@@ -55,7 +56,7 @@ def _kernel(module) -> Implementation:
                 f"interpreted inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
             )
         sequences = (arguments.u, arguments.delta, arguments.B, arguments.C, arguments.z)
-        if any(canonicalize_dtype(x.dtype) == jnp.float64 for x in sequences if x is not None):
+        if any(x.dtype == jnp.float64 for x in sequences if x is not None):
             return "it takes no float64"
         return module.unsupported_reason(arguments, backend)
 
@@ -168,8 +169,16 @@ def unsupported_reason(implementation: str, **arrays: jax.Array) -> str | None:
         ValueError: there is no such implementation.
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    arguments = ScanArguments(**(dict.fromkeys(ScanArguments._fields) | arrays))
+    found = {name: _as_jax_takes_it(array) for name, array in arrays.items()}
+    arguments = ScanArguments(**(dict.fromkeys(ScanArguments._fields) | found))
     return IMPLEMENTATIONS[implementation].unsupported_reason(arguments, target_backend())
+
+
+def _as_jax_takes_it(array):
+    """NumPy's arrays may be of dtypes that JAX narrows."""
+    if not isinstance(array, np.ndarray):
+        return array
+    return jax.ShapeDtypeStruct(array.shape, canonicalize_dtype(array.dtype))
 
 
 def _first_supporting(arguments: ScanArguments, backend: str) -> str:
