@@ -301,14 +301,12 @@ def run_command(command) -> None:
         logging.getLogger("jaxmamba3d").setLevel(level)
         command()
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
-        logging.getLogger(__name__).debug("", exc_info=True)
         _end(f"error: {error}")
     except RuntimeError as error:
         # By its name, because jax is not imported where nothing needed it.
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             _end_at_once(traceback.format_exc())
             raise
-        logging.getLogger(__name__).debug("", exc_info=True)
         _end(
             f"error: this does not fit into the device's memory; {MEMORY_ADVICE} "
             f"({str(error).splitlines()[0]})"
@@ -324,7 +322,8 @@ def run_command(command) -> None:
 
 
 def _end(message: str) -> NoReturn:
-    """Says what is wrong and ends with code 1."""
+    """Says what is wrong, with the traceback for those who ask, and ends with code 1."""
+    logging.getLogger(__name__).debug("", exc_info=True)
     _end_at_once(f"{message}\n")
     sys.exit(message)
 
