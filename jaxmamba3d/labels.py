@@ -8,6 +8,9 @@ from typing import Any
 from jaxmamba3d.checks import check_that
 
 BACKGROUND, IGNORE = "background", "ignore"
+MOST_VALUES = 256
+"""Of a segmentation, whose files are uint8."""
+
 OUTSIDE = -1
 """Label of preprocessed voxels outside the body or the volume; for augmentation and loss it is background."""
 
@@ -39,6 +42,7 @@ class Labels:
             "0, 1, 2, ... without gaps",
             list(self.values),
         )
+        check_that(len(self.values) <= MOST_VALUES, "labels", f"at most {MOST_VALUES}", len(self.values))
         if IGNORE in self.entries:
             wish = "such that `ignore` is one value, the highest, as in nnU-Net"
             highest = self.entries[IGNORE] == (len(self.values),)

@@ -7,7 +7,8 @@ the inverse of preprocessing needs), `made_from.json` (which files, to notice wh
 
 import functools
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,22 @@ class Centres(NamedTuple):
         annotated: of all voxels that count, where there is an ignore label; else None.
     """
 
-    structures: tuple[np.ndarray, ...]
+    structures: Sequence[np.ndarray]
     annotated: np.ndarray | None = None
+
+
+class CentreTables(Sequence[np.ndarray]):
+    """Voxels [n, 3] of several structures, each read from disk where it is indexed."""
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self._file, self._names = folder / FOREGROUND, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        with np.load(self._file) as tables:
+            return tables[self._names[i]]
 
 
 class OpenCase(NamedTuple):
@@ -87,20 +102,42 @@ def _remove(folder: Path) -> None:
 
 def is_made_from(folder: Path, identity: FileIdentities) -> bool:
     """Whether a case is there, whole, and made from files as they are now."""
-    whole = all((folder / name).is_file() for name in (IMAGE, LABEL, FOREGROUND, PROPERTIES, MADE_FROM))
-    return whole and load_json(folder / MADE_FROM, "what a case was made from") == identity
+    try:
+        _open(folder)
+        _tables(folder)
+        load_json(folder / PROPERTIES, "what the inverse of preprocessing needs")
+        return load_json(folder / MADE_FROM, "what a case was made from") == identity
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
 
 
 @functools.lru_cache(maxsize=OPEN_CASES)
 def open_case(folder: Path) -> OpenCase:
     """Image and label of a case, read from disk only where they are indexed."""
-    return OpenCase(np.load(folder / IMAGE, mmap_mode="r"), np.load(folder / LABEL, mmap_mode="r"))
+    return _open(folder)
 
 
 @functools.lru_cache(maxsize=OPEN_CASES)
-def read_centres(folder: Path) -> Centres:
-    """The voxels that a case's patches are centred on."""
-    with np.load(folder / FOREGROUND) as tables:
-        names = sorted((name for name in tables.files if name != ANNOTATED), key=int)
-        annotated = tables[ANNOTATED] if ANNOTATED in tables.files else None
-        return Centres(tuple(tables[name] for name in names), annotated)
+def centres_of(folder: Path) -> tuple[CentreTables, CentreTables]:
+    """The voxels that a case's patches are centred on: of its structures, and, none or one, what is annotated
+    where there is an ignore label."""
+    names = _tables(folder)
+    structures = sorted((name for name in names if name != ANNOTATED), key=int)
+    return CentreTables(folder, structures), CentreTables(
+        folder, [name for name in names if name == ANNOTATED]
+    )
+
+
+def forget_cases() -> None:
+    """Opens cases anew from here on, for they may have been preprocessed again."""
+    open_case.cache_clear()
+    centres_of.cache_clear()
+
+
+def _open(folder: Path) -> OpenCase:
+    return OpenCase(np.load(folder / IMAGE, mmap_mode="r"), np.load(folder / LABEL, mmap_mode="r"))
+
+
+def _tables(folder: Path) -> list[str]:
+    with zipfile.ZipFile(folder / FOREGROUND) as tables:
+        return [Path(name).stem for name in tables.namelist()]

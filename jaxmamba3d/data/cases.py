@@ -1,12 +1,15 @@
 """Cases and datasets: which files belong together, and what their values mean."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxmamba3d.checks import check_that
 from jaxmamba3d.files import FileIdentities, identify
 from jaxmamba3d.labels import Labels
 
 ENDINGS = (".nii.gz", ".nii")
+"""Of NIfTI files; scanners and Windows also write them in capitals."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,38 @@ class Dataset:
 
 
 def nifti_files(folder: Path) -> list[Path]:
-    """The NIfTI files that lie in a folder, sorted; macOS leaves ._FILE beside files, which are none.
+    """The NIfTI files that lie in a folder, sorted.
 
     Raises:
         FileNotFoundError: no such folder, or it has no NIfTI files.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS) and path.name[0] != ".")
+    files = sorted(path for path in folder.iterdir() if is_nifti(path))
     if not files:
         raise FileNotFoundError(f"{folder}: no .nii.gz or .nii files here")
     return files
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether a file is named as one; macOS leaves ._FILE beside files, which are none."""
+    return path.name.lower().endswith(ENDINGS) and path.name[0] != "."
+
+
 def stem_of(path: Path) -> str:
     """The name of a NIfTI file without its ending."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def by_stem(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Files by their names without endings.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        other = found.setdefault(stem_of(path), path)
+        check_that(other is path, f"files of {folder}", "one of each name", f"{other.name} and {path.name}")
+    return found

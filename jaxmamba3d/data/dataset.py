@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.data.cases import ENDINGS, Case, Dataset, nifti_files, stem_of
+from jaxmamba3d.data.cases import ENDINGS, Case, Dataset, by_stem, is_nifti, nifti_files, stem_of
 from jaxmamba3d.data.providers import is_shipped, read_shipped
 from jaxmamba3d.files import load_json
 from jaxmamba3d.labels import Labels
@@ -35,7 +35,7 @@ class Description:
 def is_dataset(folder: str | Path) -> bool:
     """Whether `read_dataset` is for this folder, and not one of images or segmentations alone."""
     folder = Path(folder)
-    if not folder.is_dir() or any(path.name.endswith(ENDINGS) for path in folder.iterdir()):
+    if not folder.is_dir() or any(map(is_nifti, folder.iterdir())):
         return False
     return (folder / DESCRIPTION).is_file() or is_shipped(folder)
 
@@ -63,7 +63,9 @@ def _read_described(folder: Path) -> Dataset:
     description = read_description(path)
     content, channel_names = description.content, description.channel_names
     if isinstance(content.get("training"), list):
-        cases = _decathlon_cases(folder, content["training"])
+        cases = _decathlon_cases(folder, content["training"], len(channel_names))
+    elif isinstance(content.get("dataset"), dict):
+        cases = _listed_cases(folder, content["dataset"])
     else:
         cases = _raw_cases(folder, content, len(channel_names))
     check_that(bool(cases), str(folder), "a folder with training cases", "none")
@@ -122,18 +124,19 @@ def _labels(path: str | Path, content: dict[str, Any]) -> Labels:
 def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
     """The cases of a folder of images alone, for prediction.
 
-    CASE_0000.nii.gz, CASE_0001.nii.gz ... (nnU-Net) are one case's channels; files without such numbers
-    (Decathlon) are a case each.
+    CASE_0000.nii.gz, CASE_0001.nii.gz ... (nnU-Net) are one case's channels; where no file is a channel 0000,
+    each is a case (Decathlon), whatever numbers end their names.
 
     Raises:
         FileNotFoundError: no such folder, or it has no NIfTI files.
-        ValueError: a case lacks channels or has too many, or only some files are numbered.
+        ValueError: a case lacks channels, has too many or two files, or only some files are numbered.
     """
     folder = Path(folder)
     files = nifti_files(folder)
+    names = by_stem(files, folder)
+    if not any(name.endswith("_0000") for name in names):
+        return tuple(Case(name, (path,)) for name, path in names.items())
     numbered = _by_case(files)
-    if not numbered:
-        return tuple(Case(stem_of(path), (path,)) for path in files)
     stray = len(files) - sum(map(len, numbered.values()))
     check_that(stray == 0, f"images in {folder}", "all numbered by channel, or none", f"{stray} that are not")
     wanted = [f"{channel:04d}" for channel in range(channels)]
@@ -153,15 +156,39 @@ def _channel_names(path: Path, entries: Any) -> tuple[str, ...]:
     return tuple(str(entries[str(channel)]) for channel in range(len(entries)))
 
 
-def _decathlon_cases(folder: Path, entries: list[Any]) -> list[Case]:
+def _decathlon_cases(folder: Path, entries: list[Any], channels: int) -> list[Case]:
     try:
         return [
-            Case(stem_of(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
+            Case(
+                stem_of(Path(entry["image"])),
+                _channel_files(folder / entry["image"], channels),
+                folder / entry["label"],
+            )
             for entry in entries
         ]
     except (KeyError, TypeError) as error:
         wish = 'a list of {"image": file, "label": file}'
         raise ValueError(f"{folder / DESCRIPTION}: training must be {wish}, got {entries[:1]}") from error
+
+
+def _channel_files(listed: Path, channels: int) -> tuple[Path, ...]:
+    """The file, or where it is not there, as in raw data of nnU-Net's first version, its channels' files."""
+    name, ending = stem_of(listed), listed.name.removeprefix(stem_of(listed))
+    files = tuple(listed.with_name(f"{name}_{channel:04d}{ending}") for channel in range(channels))
+    return files if files[0].is_file() and not listed.is_file() else (listed,)
+
+
+def _listed_cases(folder: Path, entries: dict[str, Any]) -> list[Case]:
+    """The cases of nnU-Net's table `dataset`, whose files lie anywhere."""
+    try:
+        return [
+            Case(name, tuple(folder / image for image in entry["images"]), folder / entry["label"])
+            for name, entry in entries.items()
+        ]
+    except (KeyError, TypeError) as error:
+        wish = 'a table of case: {"images": [file, ...], "label": file}'
+        first = dict(list(entries.items())[:1])
+        raise ValueError(f"{folder / DESCRIPTION}: dataset must be {wish}, got {first}") from error
 
 
 def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Case]:

@@ -1,15 +1,26 @@
 """The check of a whole dataset before any work is done on it."""
 
+import contextlib
 import functools
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxmamba3d.data.cases import Case, Dataset
-from jaxmamba3d.data.nifti import Volume, misplacement, read_geometries, read_label, read_volume
+from jaxmamba3d.data.nifti import (
+    Volume,
+    contradiction,
+    misplacement,
+    read_geometries,
+    read_label,
+    read_volume,
+)
 from jaxmamba3d.data.parallel import map_cases
 from jaxmamba3d.labels import Labels
+
+logger = logging.getLogger(__name__)
 
 
 def check_dataset(dataset: Dataset, *, processes: int | None = None) -> None:
@@ -96,6 +107,21 @@ def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> In
         if distance := misplacement(label_geometry, image.geometry):
             problems.append(f"the affines of label and image place voxels up to {distance:.4g} mm apart")
     return InspectedCase(problems, image, label)
+
+
+def warn_of_contradictions(cases: Sequence[Case]) -> None:
+    """Says in one warning whose headers contradict themselves; a header that cannot be read is not asked."""
+    found = {}
+    for case in cases:
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            if what := contradiction(read_geometries(case.images)[0]):
+                found[case.name] = what
+    if found:
+        (first, what), others = next(iter(found.items())), len(found) - 1
+        more = f" and {others} others" if others else ""
+        logger.warning(
+            "%s%s: %s; the spacing is pixdim's, and the axes count as orthogonal", first, more, what
+        )
 
 
 def check_images(cases: Sequence[Case], channels: int) -> None:

@@ -1,5 +1,6 @@
 """Which values the labels of a dataset hold, case by case."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,9 @@ def read_label_values(
         threads: that read; None: one for each core.
     """
     path = Path(folder) / LABEL_VALUES
-    known = load_json(path, "the values of labels") if path.is_file() else {}
+    known = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):  # what cannot be read is made again
+        known = load_json(path, "the values of labels")
     files = {case.name: identify([case.label] if case.label else []) for case in cases}
     todo = [case for case in cases if known.get(case.name, {}).get("file") != files[case.name]]
     if todo:

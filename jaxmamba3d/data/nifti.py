@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import itertools
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import xform_codes
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
@@ -32,7 +34,8 @@ DAMAGES = (HeaderDataError, ImageFileError, WrapStructError, EOFError, zlib.erro
 """What nibabel and gzip raise of a file that is no whole NIfTI file."""
 
 Geometry = dict[str, Any]
-"""JSON-able: affine, qform_code, sform_code, zooms, xyzt_units, shape [X, Y, Z] of the file."""
+"""JSON-able: affine, qform (None if damaged, its code being 0), qform_code, sform_code, zooms, xyzt_units,
+shape [X, Y, Z] of the file."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def read_volume(paths: str | Path | Sequence[str | Path]) -> Volume:
     paths = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     check_that(bool(paths), "paths", "one file or several", "none")
     geometry, channels = read_geometries(paths)
-    array = np.empty((channels, *geometry["shape"][::-1]), np.float32)
+    array = _empty(paths[0], (channels, *geometry["shape"][::-1]), np.float32)
     for path, part in zip(paths, np.split(array, len(paths)), strict=True):
         _read_numbers(path, part)
     return Volume(array, tuple(geometry["zooms"][::-1]), geometry)
@@ -91,7 +94,7 @@ def read_label(path: str | Path) -> tuple[np.ndarray, Geometry]:
     if channels > 1:
         shape = (*geometry["shape"], channels)
         raise ValueError(f"{path} must be 3D because it holds labels, got shape {shape}")
-    labels = np.empty(geometry["shape"][::-1], np.int16)
+    labels = _empty(path, tuple(geometry["shape"][::-1]), np.int16)
     for values, part in _read_slices(path, labels):
         with np.errstate(invalid="ignore"):  # NaN and what int16 cannot hold become other numbers
             np.copyto(part, values, casting="unsafe")
@@ -101,12 +104,33 @@ def read_label(path: str | Path) -> tuple[np.ndarray, Geometry]:
     return labels, geometry
 
 
+def _empty(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:  # the latter beyond what an address can tell
+        wish = "of a shape that fits into memory"
+        raise ValueError(f"{path} must be {wish}, got {list(shape)}; its header may be damaged") from error
+
+
 def misplacement(found: Geometry, expected: Geometry) -> float:
     """The farthest that two affines place a voxel of the expected shape apart (mm), 0 within tolerance."""
     corners = np.array([[*c, 1] for c in itertools.product(*((0, n - 1) for n in expected["shape"]))])
     shifts = np.linalg.norm(corners @ np.subtract(found["affine"], expected["affine"]).T, axis=1)
     farthest = float(shifts.max())
     return farthest if farthest > POSITION_TOLERANCE * min(expected["zooms"]) else 0.0
+
+
+def contradiction(geometry: Geometry) -> str | None:
+    """What an affine says against the spacing, which counts, or against right angles; None if nothing."""
+    axes = np.array(geometry["affine"])[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not np.allclose(lengths, geometry["zooms"], rtol=0.01):
+        voxels, zooms = (" x ".join(f"{size:.4g}" for size in x) for x in (lengths, geometry["zooms"]))
+        return f"the affine has voxels of {voxels} mm, pixdim of {zooms}"
+    directions = axes / lengths
+    if not np.allclose(directions.T @ directions, np.eye(3), atol=0.01):
+        return "the affine's axes are not at right angles"
+    return None
 
 
 def write_segmentation(path: str | Path, segmentation: np.ndarray, geometry: Geometry) -> None:
@@ -127,7 +151,7 @@ def write_segmentation(path: str | Path, segmentation: np.ndarray, geometry: Geo
         (image.set_qform, geometry["qform"], geometry["qform_code"]),
         (image.set_sform, geometry["affine"] if geometry["sform_code"] else None, geometry["sform_code"]),
     ):
-        form(None if affine is None else np.array(affine), int(code))
+        form(None if affine is None else np.array(affine), _known_form(code))
     with replacing(path) as unfinished:
         nibabel.save(image, unfinished)
 
@@ -164,18 +188,25 @@ def read_geometry(path: str | Path) -> tuple[Geometry, int]:
     with _as_nifti(path) as file:
         header = _header(file, check=False)
         geometry = _geometry(path, header)
+        if not path.name.lower().endswith(".gz"):
+            _check_size(path, header)
         return geometry, header.get_data_shape()[3] if header["dim"][0] > 3 else 1
 
 
 @contextlib.contextmanager
 def _as_nifti(path: Path) -> Iterator[BinaryIO]:
-    """The open file, decompressed; turns what nibabel and gzip raise into one sentence about it."""
+    """The open file, decompressed; turns what nibabel and gzip raise into one sentence about it.
+
+    A ValueError that names the file is one already.
+    """
     try:
         if not path.stat().st_size:
             raise ValueError(f"{path} must be a whole NIfTI file, got an empty file; copy the original again")
-        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
             yield file
-    except DAMAGES as error:
+    except (*DAMAGES, ValueError) as error:
+        if str(path) in str(error):
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path} must be a whole NIfTI file, got {reason!r}; copy or convert the original again"
@@ -233,8 +264,13 @@ def _geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
         raise ValueError(f"{path} must be 3D, or 4D with the channels last, got shape {shape}")
     if min(shape) < 1:
         raise ValueError(f"{path} must have at least one voxel along each axis, got shape {shape}")
-    if header.get_data_dtype().kind not in "buif":
-        raise ValueError(f"{path} must hold real numbers, got {header.get_data_dtype()}")
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError as error:
+        wish = "must hold numbers of a datatype that NIfTI knows"
+        raise ValueError(f"{path} {wish}, got code {int(header['datatype'])}") from error
+    if dtype.kind not in "buif":
+        raise ValueError(f"{path} must hold real numbers, got {dtype}")
     _check_spacing(path, header)
     affine = header.get_best_affine()
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
@@ -243,11 +279,34 @@ def _geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
         "shape": [int(size) for size in shape[:3]],
         "affine": affine.tolist(),
         "zooms": [float(zoom) for zoom in header.get_zooms()[:3]],
-        "qform": header.get_qform(coded=False).tolist(),
+        "qform": _qform(header),
         "qform_code": int(header["qform_code"]),
         "sform_code": int(header["sform_code"]),
         "xyzt_units": list(_units(header)),
     }
+
+
+def _check_size(path: Path, header: nibabel.Nifti1Header) -> None:
+    """Of a file that is not compressed, which tells how much of it there is."""
+    wanted = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    found = path.stat().st_size - header.get_data_offset()
+    if found < wanted:
+        raise ImageFileError(f"Expected {wanted} bytes, got {found} bytes")
+
+
+def _qform(header: nibabel.Nifti1Header) -> list[list[float]] | None:
+    """None where it is none, and nothing depends on it."""
+    try:
+        return header.get_qform(coded=False).tolist()
+    except ValueError:
+        if header["qform_code"]:
+            raise
+        return None
+
+
+def _known_form(code: int) -> int:
+    """A code of what an affine's space is; one that NIfTI does not know becomes that of any other image's."""
+    return code if code in xform_codes.value_set() else xform_codes["aligned"]
 
 
 def _check_spacing(path: Path, header: nibabel.Nifti1Header) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import grain
 import numpy as np
 
 from jaxmamba3d.checks import check_positive, check_that
-from jaxmamba3d.data.case_files import IMAGE, open_case, read_centres
+from jaxmamba3d.data.case_files import IMAGE, centres_of, forget_cases, open_case
 from jaxmamba3d.data.patches import Triple, cut_into, draw_corner, is_forced
 from jaxmamba3d.labels import OUTSIDE
 
@@ -57,11 +58,9 @@ class PatchSource:
         folder = self.folders[number]
         case = open_case(folder)
         forced = is_forced(i % self.batch_size, self.batch_size, self.foreground_fraction)
-        structures, annotated = read_centres(folder)
+        structures, annotated = centres_of(folder)
         # Where only some voxels are annotated, every patch is centred on one that is.
-        centres = structures if forced else ()
-        if not centres and annotated is not None:
-            centres = (annotated,)
+        centres = (forced and structures) or annotated
         corner = draw_corner(generator, case.label.shape, self.patch_size, self.final_patch_size, centres)
         cut_into(image, case.image, corner, 0)
         cut_into(label, case.label, corner, OUTSIDE)
@@ -114,20 +113,26 @@ def training_batches(
 
     Raises:
         FileNotFoundError: a case is not in the folder.
-        ValueError: no cases, or the batch does not divide among the processes.
+        ValueError: no cases, the batch does not divide among the processes, or an argument makes no sense.
     """
     check_that(len(case_names) > 0, "case_names", "at least one case", "none")
     check_positive("batch_size", batch_size)
     divides = batch_size % process_count == 0
     check_that(divides, "batch_size", f"a multiple of the {process_count} processes", batch_size)
+    check_that(0 <= process_index < process_count, "process_index", f"below {process_count}", process_index)
+    check_that(0 <= foreground_fraction <= 1, "foreground_fraction", "from 0 to 1", foreground_fraction)
+    check_that(seed >= 0, "seed", "0 or greater", seed)
+    patch_size, final_patch_size = tuple(patch_size), tuple(final_patch_size or patch_size)
+    sizes = len(patch_size) == 3 and min(patch_size) > 0
+    check_that(sizes, "patch_size", "three sizes of at least one voxel", patch_size)
+    inside = len(final_patch_size) == 3 and all(map(operator.le, final_patch_size, patch_size))
+    check_that(inside, "final_patch_size", f"within the patch of {patch_size}", final_patch_size)
     folders = tuple(Path(cases_folder) / name for name in case_names)
     for folder in folders:
         if not (folder / IMAGE).is_file():
             raise FileNotFoundError(f"{folder}: no preprocessed case; run `jaxmamba3d preprocess`")
-    patch_size = tuple(patch_size)
-    source = PatchSource(
-        folders, patch_size, tuple(final_patch_size or patch_size), batch_size, foreground_fraction, seed
-    )
+    forget_cases()
+    source = PatchSource(folders, patch_size, final_patch_size, batch_size, foreground_fraction, seed)
     local = batch_size // process_count
 
     def own_batch(n: int) -> dict[str, np.ndarray]:

@@ -35,6 +35,11 @@ NORMALIZATIONS = {
 }
 
 
+def normalization_of(channel_name: str) -> str:
+    """The scheme by which nnU-Net normalises a channel of this name."""
+    return NORMALIZATIONS.get(channel_name.casefold(), "ZScoreNormalization")
+
+
 def plan_dataset(
     dataset: str | Path | Dataset,
     *,
@@ -100,9 +105,7 @@ class _Planner:
     """What all configurations of a dataset share."""
 
     def __init__(self, dataset: Dataset, fingerprint: Fingerprint, memory_gb: float):
-        schemes = [
-            NORMALIZATIONS.get(name.casefold(), "ZScoreNormalization") for name in dataset.channel_names
-        ]
+        schemes = [normalization_of(name) for name in dataset.channel_names]
         masked = fingerprint.median_relative_size_after_cropping < USE_MASK_BELOW
         self.normalization_schemes = tuple(schemes)
         self.use_mask_for_norm = tuple(masked and scheme == "ZScoreNormalization" for scheme in schemes)

@@ -66,7 +66,10 @@ def preprocess_dataset(
     gone -= {case.name for case in dataset.cases}
     logger.info("%d of %d cases are preprocessed already", len(dataset.cases) - len(todo), len(dataset.cases))
     if changed:
-        logger.info("files of %s changed since they were preprocessed; once more", ", ".join(changed))
+        what = (
+            "files of %s changed since they were preprocessed, or what was made of them is damaged; once more"
+        )
+        logger.info(what, ", ".join(changed))
     if gone:
         logger.info("%s are no cases of the folds of %s; not used", ", ".join(sorted(gone)), dataset.folder)
     if not todo:

@@ -11,8 +11,8 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.cases import Dataset
 from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
-from jaxmamba3d.data.inspection import check_dataset
-from jaxmamba3d.data.planning import CONFIGURATIONS, REFERENCE_GB, plan_dataset
+from jaxmamba3d.data.inspection import check_dataset, warn_of_contradictions
+from jaxmamba3d.data.planning import CONFIGURATIONS, REFERENCE_GB, normalization_of, plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
@@ -21,6 +21,8 @@ from jaxmamba3d.files import FileIdentities, alone_in, check_writable, load_json
 logger = logging.getLogger(__name__)
 
 PLANS, SPLITS, SOURCE = "nnUNetPlans.json", "splits_final.json", "source.json"
+FINGERPRINT = "dataset_fingerprint.json"
+"""Only where the plans were made here."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,10 @@ def plan_workspace(
     memory_gb = REFERENCE_GB if memory_gb is None else memory_gb
     dataset = read_dataset(dataset_folder)
     names = [case.name for case in dataset.cases]
-    own_splits = dataset_folder / SPLITS
-    if splits_file is None and own_splits.is_file():
-        splits_file = own_splits
+    # None: neither the dataset's nor made here, so that it may change its own.
+    own_splits = (dataset_folder / SPLITS).is_file() if splits_file is None else None
+    if own_splits:
+        splits_file = dataset_folder / SPLITS
     splits = make_splits(names) if splits_file is None else load_splits(splits_file, names)
     plans, fingerprint = None if plans_file is None else load_plans(plans_file), None
     if plans is not None:
@@ -151,6 +154,7 @@ def plan_workspace(
         check_choice("configuration", configuration, plans.configurations if plans else CONFIGURATIONS)
         _check_fold(fold, splits)
     in_folds = _without_test_cases(dataset, splits)
+    warn_of_contradictions(dataset.cases)
     if plans is not None:
         check_dataset(dataset, processes=processes)
     else:
@@ -162,11 +166,12 @@ def plan_workspace(
     cases = {case.name: case.identity() for case in dataset.cases}
     with alone_in(folder, busy=lambda: logger.info("waiting: another process plans %s", folder)):
         if fingerprint is not None:
-            save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
+            save_fingerprint(fingerprint, folder / FINGERPRINT)
         save_plans(plans, folder / PLANS)
         write_json(folder / SPLITS, splits)
         # Last, because its presence says that the rest is complete.
-        write_json(folder / SOURCE, {"dataset": str(dataset_folder), "memory_gb": memory_gb, "cases": cases})
+        source = {"dataset": str(dataset_folder), "memory_gb": memory_gb, "own_splits": own_splits}
+        write_json(folder / SOURCE, source | {"cases": cases})
     for name, chosen in plans.configurations.items():
         facts = f"spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
@@ -198,7 +203,8 @@ def open_workspace(folder: str | Path) -> Workspace:
 
     Raises:
         FileNotFoundError: it is not one.
-        ValueError: cases of its splits are no longer in the dataset.
+        ValueError: cases of its splits are no longer in the dataset, or the dataset is described in another
+            way than it was planned.
     """
     folder = Path(folder)
     if not (folder / SOURCE).is_file():
@@ -210,7 +216,24 @@ def open_workspace(folder: str | Path) -> Workspace:
     gone = sorted(planned.keys() - set(names))
     splits = load_splits(folder / SPLITS, [*names, *gone])
     _check_cases(folder, dataset, planned, splits)
-    return Workspace(folder, dataset, load_plans(folder / PLANS), splits)
+    workspace = Workspace(folder, dataset, load_plans(folder / PLANS), splits)
+    _check_description(workspace, source.get("own_splits"))
+    return workspace
+
+
+def _check_description(workspace: Workspace, own_splits: bool | None) -> None:
+    """Refuses plans and splits that are not what the dataset says by now, if they were made of it."""
+    folder, dataset = workspace.folder, workspace.dataset
+    found = dataset.folder / SPLITS
+    if own_splits is not None and found.is_file():
+        same = load_splits(found, workspace.case_names) == workspace.splits
+        wish = f"split by {found} as it is now (plan into a new work folder)"
+        check_that(same, f"work folder {folder}", wish, "other splits")
+    if (folder / FINGERPRINT).is_file():
+        schemes = tuple(map(normalization_of, dataset.channel_names))
+        planned = next(iter(workspace.plans.configurations.values())).normalization_schemes
+        wish = f"planned for the channels {', '.join(dataset.channel_names)} (plan into a new work folder)"
+        check_that(schemes == tuple(planned), f"work folder {folder}", wish, ", ".join(planned))
 
 
 def _check_cases(

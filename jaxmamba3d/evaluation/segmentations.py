@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.data.cases import ENDINGS, stem_of
+from jaxmamba3d.data.cases import ENDINGS, by_stem, is_nifti
 from jaxmamba3d.data.dataset import is_dataset, read_dataset
 from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label
 
@@ -125,9 +125,7 @@ def _files_of(folder: str | Path) -> dict[str, Path]:
         raise FileNotFoundError(
             f"{folder}: no such folder; it should hold segmentations named CASE{ENDINGS[0]}"
         )
-    # macOS leaves ._CASE.nii.gz beside files, the Decathlon's archives among them.
-    files = (path for path in folder.iterdir() if path.name.endswith(ENDINGS) and path.name[0] != ".")
-    return {stem_of(path): path for path in files}
+    return by_stem(filter(is_nifti, folder.iterdir()), folder)
 
 
 def _mismatch(pair: Pair) -> str | None:

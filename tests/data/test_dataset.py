@@ -117,7 +117,44 @@ def test_files_without_a_channel_number(tmp_path):
         read_dataset(folder)
 
 
+def test_raw_data_of_the_first_nnunet(tmp_path):
+    """Its list names cases, its files channels."""
+    folder = write_nnunet(tmp_path / "data", channels=2)
+    entries = [
+        {"image": f"./imagesTr/case_{n}.nii.gz", "label": f"./labelsTr/case_{n}.nii.gz"} for n in (0, 1)
+    ]
+    change_json(folder / "dataset.json", training=entries, numTraining=2)
+    files = [[path.name for path in case.images] for case in read_dataset(folder).cases]
+    assert files == [[f"case_{n}_0000.nii.gz", f"case_{n}_0001.nii.gz"] for n in (0, 1)]
+
+
+def test_files_listed_by_case(tmp_path):
+    folder = write_nnunet(tmp_path / "data", channels=2)
+    images = [f"imagesTr/case_3_{channel:04d}.nii.gz" for channel in range(2)]
+    table = {"any name": {"images": images, "label": "labelsTr/case_3.nii.gz"}}
+    change_json(folder / "dataset.json", dataset=table, numTraining=1)
+    (case,) = read_dataset(folder).cases
+    assert case == Case(
+        "any name", tuple(folder / image for image in images), folder / table["any name"]["label"]
+    )
+    change_json(folder / "dataset.json", dataset={"a": {"images": images}})
+    with pytest.raises(ValueError, match=r'dataset must be a table of case: {"images"'):
+        read_dataset(folder)
+
+
 class TestImagesAlone:
+    def test_numbers_that_are_no_channels(self, tmp_path):
+        for name in ("amos_0001.nii.gz", "amos_0004.nii", "other.NII.GZ"):
+            (tmp_path / name).touch()
+        names = [case.name for case in find_images(tmp_path, 1)]
+        assert names == ["amos_0001", "amos_0004", "other"]
+
+    def test_two_files_of_a_name(self, tmp_path):
+        for name in ("a.nii", "a.nii.gz"):
+            (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=r"one of each name, got a\.nii and a\.nii\.gz"):
+            find_images(tmp_path, 1)
+
     def test_channels_are_joined(self, tmp_path):
         folder = write_nnunet(tmp_path / "data", cases=2, channels=2) / "imagesTr"
         found = find_images(folder, 2)

@@ -239,6 +239,62 @@ def with_header(path, **fields):
 
 
 @pytest.mark.parametrize("read", [read_volume, read_label])
+class TestDamagedHeaders:
+    def test_a_datatype_that_there_is_not(self, tmp_path, read):
+        path = with_header(save(tmp_path / "unknown.nii"), datatype=999)
+        refused(read, path, "datatype that NIfTI knows, got code 999")
+
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+    def test_a_shape_beyond_all_memory(self, tmp_path, read, ending):
+        path = with_header(save(tmp_path / "huge.nii"), dim=[3, 20000, 20000, 20000, 1, 1, 1, 1])
+        if ending == ".nii":
+            refused(read, path, "whole NIfTI file", "Expected 16000000000000 bytes")
+        else:
+            compressed = tmp_path / "huge.nii.gz"
+            compressed.write_bytes(gzip.compress(path.read_bytes()))
+            refused(read, compressed, r"fits into memory, got \[.*20000, 20000, 20000\]", "damaged")
+
+    def test_a_qform_that_is_none(self, tmp_path, read):
+        path = with_header(save(tmp_path / "qform.nii"), quatern_b=5.0)
+        refused(read, path, "whole NIfTI file", "copy or convert")
+
+    def test_a_qform_that_does_not_count(self, tmp_path, read):
+        read(with_header(save(tmp_path / "qform.nii", qform=0), quatern_b=5.0, qform_code=0))
+
+    def test_no_place_of_the_data(self, tmp_path, read):
+        refused(read, with_header(save(tmp_path / "offset.nii"), vox_offset=np.nan), "whole NIfTI file")
+
+
+@pytest.mark.parametrize("code", [7, -1])
+def test_unknown_codes_of_a_form_are_written_as_a_known_one(tmp_path, code):
+    path = with_header(save(tmp_path / "image.nii"), sform_code=code, qform_code=code)
+    image = read_volume(path)
+    write_segmentation(tmp_path / "segmentation.nii", np.zeros(SHAPE[::-1], np.uint8), image.geometry)
+    written = nibabel.load(tmp_path / "segmentation.nii")
+    np.testing.assert_array_equal(written.affine, image.geometry["affine"])
+    assert int(written.header["sform_code"]) == 2
+
+
+def test_names_in_capitals(tmp_path):
+    path = save(tmp_path / "image.nii.gz").rename(tmp_path / "IMAGE.NII.GZ")
+    np.testing.assert_array_equal(read_volume(path).array[0], VALUES.T)
+
+
+def test_headers_that_contradict_themselves(tmp_path):
+    skewed = np.diag([1.0, 1.5, 5.0, 1.0])
+    skewed[0, 1] = 0.6
+
+    def found(affine, **fields):
+        path = with_header(save(tmp_path / "image.nii", affine=affine), **fields)
+        return nifti.contradiction(nifti.read_geometry(path)[0])
+
+    assert found(np.diag([0.7, 0.7, 5, 1])) is None
+    wrong = found(np.diag([0.7, 0.7, 5, 1]), pixdim=[1, 1, 1, 1, 0, 0, 0, 0], qform_code=0)
+    assert wrong == "the affine has voxels of 0.7 x 0.7 x 5 mm, pixdim of 1 x 1 x 1"
+    assert "right angles" in found(skewed, pixdim=[1, 1, np.hypot(1.5, 0.6), 5, 0, 0, 0, 0], qform_code=0)
+
+
+@pytest.mark.parametrize("read", [read_volume, read_label])
 class TestImplausibleSpacing:
     @pytest.mark.parametrize("size", [1e-6, 7e-4, 101, 1e4])
     def test_sizes_that_were_not_meant_in_mm(self, tmp_path, read, size):

@@ -1,11 +1,12 @@
 """The stream of training batches: reproducible, resumable, divisible among processes."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 
-from jaxmamba3d.data.case_files import Centres, open_case, read_centres, write_case
+from jaxmamba3d.data.case_files import Centres, centres_of, open_case, write_case
 from jaxmamba3d.data.patches import foreground_table
 from jaxmamba3d.data.pipeline import training_batches
 
@@ -134,12 +135,56 @@ def test_bad_arguments(cases):
         training_batches(cases, [], patch_size=PATCH, batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"process_index": 2, "process_count": 2}, "process_index must be below 2, got 2"),
+        ({"foreground_fraction": 1.5}, "foreground_fraction must be from 0 to 1, got 1.5"),
+        ({"seed": -1}, "seed must be 0 or greater, got -1"),
+        ({"patch_size": (0, 8, 8)}, r"patch_size must be three sizes of at least one voxel, got \(0, 8, 8\)"),
+        ({"patch_size": (8, 8)}, r"patch_size must be three sizes"),
+        (
+            {"patch_size": (8, 8, 8), "final_patch_size": (8, 9, 8)},
+            r"final_patch_size must be within the patch",
+        ),
+    ],
+)
+def test_arguments_that_make_no_sense(cases, options, message):
+    with pytest.raises(ValueError, match=message):
+        stream(cases, **{"batch_size": 2} | options)
+
+
+def test_cases_that_are_preprocessed_again_are_read_again(cases, tmp_path):
+    cases = shutil.copytree(cases, tmp_path / "cases")
+    before = take(stream(cases), 1)
+    for name in NAMES:
+        image, label = (np.load(cases / name / file) for file in ("image.npy", "label.npy"))
+        write_case(
+            cases / name,
+            image=image + 100,
+            label=label,
+            centres=Centres(tuple(foreground_table(label, [(1,), (2,)]))),
+            properties={},
+            identity=[],
+        )
+    (after,) = take(stream(cases), 1)
+    inside = before[0]["image"] != 0
+    np.testing.assert_array_equal(after["image"][inside], before[0]["image"][inside] + 100)
+
+
+def test_voxels_to_centre_on_are_read_one_structure_at_a_time(cases):
+    structures, annotated = centres_of(cases / NAMES[0])
+    with np.load(cases / NAMES[0] / "foreground.npz") as tables:
+        assert len(structures) == len(tables.files)
+        for i, found in enumerate(structures):
+            np.testing.assert_array_equal(found, tables[str(i)])
+    assert len(annotated) == 0
+
+
 def test_files_are_opened_once_a_case(cases):
     """Or twice, by two threads in the same moment; then a patch costs its own bytes alone."""
-    for reader in (open_case, read_centres):
-        reader.cache_clear()
     take(stream(cases, batch_size=9), 20)
-    for reader in (open_case, read_centres):
+    for reader in (open_case, centres_of):
         assert reader.cache_info().misses <= 2 * len(NAMES)
     assert isinstance(open_case(cases / NAMES[0]).image, np.memmap)
 

@@ -11,7 +11,7 @@ import pytest
 from nnunet_golden import recorded
 from small_datasets import change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 
-from jaxmamba3d.data.case_files import open_case, read_centres
+from jaxmamba3d.data.case_files import centres_of, open_case
 from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
 from jaxmamba3d.files import alone_in
@@ -128,8 +128,49 @@ def test_a_case_without_foreground_is_one(dataset, tmp_path):
     write_nifti(path, np.zeros_like(label))
     workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
     folder = workspace.preprocess(processes=1) / "case_2"
-    assert read_centres(folder).structures == ()
+    assert [len(tables) for tables in centres_of(folder)] == [0, 0]
     assert (open_case(folder).label == 0).all()
+
+
+@pytest.mark.parametrize("size", [0, 0.5])
+@pytest.mark.parametrize(
+    "name", ["image.npy", "label.npy", "foreground.npz", "properties.json", "made_from.json"]
+)
+def test_a_case_that_lost_data_is_preprocessed_again(dataset, tmp_path, name, size):
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+    path = workspace.preprocess(processes=1) / "case_0" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(size * len(whole))])
+    workspace.preprocess(processes=1)
+    assert path.read_bytes() == whole or name == "foreground.npz"  # a zip file holds its time
+    assert path.stat().st_size == len(whole)
+
+
+def test_another_description_than_was_planned(dataset, tmp_path):
+    work = tmp_path / "work"
+    plan_workspace(dataset, work, processes=1)
+    change_json(dataset / "dataset.json", modality={"0": "mr"})  # normalised alike
+    plan_workspace(dataset, work, processes=1)
+    change_json(dataset / "dataset.json", modality={"0": "CT"})
+    with pytest.raises(ValueError, match=r"planned for the channels CT \(plan into a new.*ZScore"):
+        open_workspace(work)
+    change_json(dataset / "dataset.json", modality={"0": "MRI"})
+    names = [f"case_{n}" for n in range(6)]
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": names[1:], "val": names[:1]}]))
+    with pytest.raises(ValueError, match=r"split by .*splits_final\.json as it is now.*got other splits"):
+        plan_workspace(dataset, work, processes=1)
+    plan_workspace(dataset, tmp_path / "new", processes=1)
+    (dataset / "splits_final.json").unlink()
+    assert len(open_workspace(tmp_path / "new").splits) == 1  # kept
+
+
+def test_plans_and_splits_that_were_given_do_not_follow_the_dataset(dataset, tmp_path):
+    made = plan_workspace(dataset, tmp_path / "work", processes=1)
+    files = {"plans_file": made.folder / "nnUNetPlans.json", "splits_file": made.folder / "splits_final.json"}
+    given = plan_workspace(dataset, tmp_path / "given", **files, processes=1)
+    change_json(dataset / "dataset.json", modality={"0": "CT"})
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ["case_1"], "val": ["case_0"]}]))
+    assert open_workspace(given.folder).splits == made.splits
 
 
 def test_a_dataset_without_foreground_is_refused(dataset, tmp_path):
