@@ -80,13 +80,18 @@ def readout(h: Tile, token: Token, form: TileForm = CHANNELS_LAST) -> jax.Array:
     return _sum_over_states(h, jax.tree.map(form.from_column, token.C), form)
 
 
+def readout_gradient(h: Tile, g_y: jax.Array, form: TileForm = CHANNELS_LAST) -> Tile:
+    """The gradient of a token's C, from that of `readout`; its sums over channels are of this tile alone."""
+    return _sum_over_channels(h, form.from_row(g_y), form)
+
+
 def retreat(
     g: Tile,
     token: Token,
     A: Tile,
     decay: Tile,
     h_before: Tile,
-    h_after: Tile,
+    h_after: Tile | None,
     g_y: jax.Array,
     g_A: Tile,
     form: TileForm = CHANNELS_LAST,
@@ -98,7 +103,7 @@ def retreat(
         token: the token.
         A: decay rates.
         decay: exp(delta A).
-        h_before, h_after: the states around the token.
+        h_before, h_after: the states around the token; None leaves C's gradient to `readout_gradient`.
         g_y: gradient of the readout, a row.
         g_A: gradient of A, what the tokens after this one have given.
         form: of the tile.
@@ -116,8 +121,8 @@ def retreat(
     g_token = Token(
         u=g_drive * token.delta,
         delta=g_drive * token.u + _sum_over_states(g_exponent, A, form),
-        B=jax.tree.map(lambda g: form.over_channels(g * drive), g),
-        C=jax.tree.map(lambda h: form.over_channels(g_y_tile * h), h_after),
+        B=_sum_over_channels(g, drive, form),
+        C=None if h_after is None else _sum_over_channels(h_after, g_y_tile, form),
     )
     g_A = jax.tree.map(lambda g_A, g: form.multiply_add(g, delta_tile, g_A), g_A, g_exponent)
     return g_before, g_A, g_token
@@ -130,6 +135,10 @@ def _sum_over_states(tile: Tile, factor: Tile, form: TileForm) -> jax.Array:
     for x, y in others:
         total = form.multiply_add(x, y, total)
     return form.over_states(total)
+
+
+def _sum_over_channels(tile: Tile, factor: jax.Array, form: TileForm) -> Tile:
+    return jax.tree.map(lambda part: form.over_channels(part * factor), tile)
 
 
 def compose(earlier: tuple[jax.Array, jax.Array], later: tuple[jax.Array, jax.Array]):

@@ -4,6 +4,10 @@ Triton has no scratch memory that a program could index, so it writes one state 
 global memory, and recomputes those between in registers. There it also keeps what belongs to tokens and
 channels alone, and sums the gradients of B and C over its tiles of channels. A program reuses its part of
 that memory for one chunk after another: the memory does not grow with the sequence.
+
+What a token's states give goes where they are at hand first, y and the gradient of C into the walk forward:
+few programs fit on a processor, each in another place of the code, and long loops make them wait for
+instructions.
 """
 
 import functools
@@ -19,7 +23,14 @@ from jax.experimental.pallas import triton as plt
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import WARP
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs
-from jaxmamba3d.ops.selective_scan.recurrence import Token, advance, decay_of, readout, retreat
+from jaxmamba3d.ops.selective_scan.recurrence import (
+    Token,
+    advance,
+    decay_of,
+    readout,
+    readout_gradient,
+    retreat,
+)
 from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile, begun, reading_ahead, spread
 
 ROW_NUMBERS = 4
@@ -68,14 +79,6 @@ class _Block(NamedTuple):
     memory: GradientMemory
 
 
-class _Order(NamedTuple):
-    """Whether earlier chunks and tiles have begun a sum, and whether a tile is the last that adds to it."""
-
-    add_chunk: Any
-    add_tile: Any
-    last_tile: Any
-
-
 def gradient_kernel(
     call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, memory: GradientMemory
 ):
@@ -92,9 +95,8 @@ def gradient_kernel(
     tiles = pl.cdiv(call.channels, blocks.gradient_tile)
     groups = jnp.minimum(blocks.groups, tiles - pl.program_id(2) * blocks.groups)
 
-    def chunk_and_group(i, _):
-        k, group = lax.div(i, groups), lax.rem(i, groups)
-        tile = Tile(
+    def tile(group):
+        return Tile(
             call,
             width=blocks.gradient_tile,
             first_channel=group * blocks.gradient_tile,
@@ -104,12 +106,43 @@ def gradient_kernel(
             states=blocks.gradient_states,
             part=blocks.gradient_part,
         )
-        _one_tile(tile, block, k, _Order(k > 0, group > 0, group == groups - 1))
 
-    lax.fori_loop(0, chunks * groups, chunk_and_group, None)
+    def one_chunk(k, _):
+        _begin_column_sums(tile(0), memory)
+        lax.fori_loop(0, groups, lambda group, _: _one_tile(tile(group), block, k), None)
+        _store_column_sums(tile(0), block, k)
+
+    lax.fori_loop(0, chunks, one_chunk, None)
 
 
-def _one_tile(tile: Tile, block: _Block, k, order: _Order):
+def _begin_column_sums(tile: Tile, memory: GradientMemory):
+    """With zeros, which takes fewer instructions than to ask of every summand whether it is the first."""
+    count = _tokens_at_once(tile, tile.call.state_tile)
+    zeros = jnp.zeros((count, tile.call.state_tile), jnp.float32)
+
+    def some(i, _):
+        for ref in (memory.B, memory.C):
+            _write(ref, i * count, zeros)
+
+    if memory.B is not None:
+        lax.fori_loop(0, tile.call.blocks.chunk // count, some, None)
+        _barrier(tile.call)
+
+
+def _store_column_sums(tile: Tile, block: _Block, k):
+    """As the gradients of B and C of chunk k."""
+    chunk, count = tile.call.blocks.chunk, _tokens_at_once(tile, tile.call.state_tile)
+
+    def some(i, _):
+        for ref, kept in ((block.out.B, block.memory.B), (block.out.C, block.memory.C)):
+            tile.store_columns(ref, k * chunk + i * count, _read(kept, i * count, count))
+
+    if block.memory.B is not None:
+        lax.fori_loop(0, chunk // count, some, None)
+        _barrier(tile.call)
+
+
+def _one_tile(tile: Tile, block: _Block, k):
     """The gradients of chunk k of the block for one tile of channels, so many states at a time."""
     call, out = tile.call, block.out
     first = k * call.blocks.chunk
@@ -118,7 +151,7 @@ def _one_tile(tile: Tile, block: _Block, k, order: _Order):
     _barrier(call)
 
     def some_states(i, _):
-        _states(replace(tile, first_state=i * tile.states), block, k, order, i > 0)
+        _states(replace(tile, first_state=i * tile.states), block, k, i > 0)
         _barrier(call)
 
     times = pl.cdiv(call.states, tile.states)
@@ -127,79 +160,84 @@ def _one_tile(tile: Tile, block: _Block, k, order: _Order):
     else:
         lax.fori_loop(0, times, some_states, None)
     g_D, g_bias = _after_the_states(tile, block, first, D, delta_bias)
-    tile.store_parameter(out.D, g_D, order.add_chunk)
-    tile.store_parameter(out.delta_bias, g_bias, order.add_chunk)
+    tile.store_parameter(out.D, g_D, k > 0)
+    tile.store_parameter(out.delta_bias, g_bias, k > 0)
     _barrier(call)
 
 
-def _states(tile: Tile, block: _Block, k, order: _Order, add_states):
+def _states(tile: Tile, block: _Block, k, add_states):
     """The gradients that some of the states give; `add_states`: others have begun the sums."""
     call, form = tile.call, tile.call.form
     refs, out, memory = block.inputs, block.out, block.memory
     A = tile.state(refs.A)
     decay = decay_of(A, form)
     chunk, stride = call.blocks.chunk, call.blocks.stride
-    first, strides, rows, positions = k * chunk, chunk // stride, memory.rows, call.positions
+    first, strides, rows = k * chunk, chunk // stride, memory.rows
 
-    def read_tokens(s, refs):
-        """Columns are not spread yet, see `Tile.read`."""
-        return [
-            Token(
-                tile.row(refs.u, first + i),
-                _read(rows.step, i),
-                tile.column(refs.B, first + i),
-                tile.column(refs.C, first + i),
-            )
-            for i in positions(s)
-        ]
+    def read(s, sums):
+        """Of a stride's tokens: they, the gradients of their readouts, and a column's sums up to now.
 
-    def spread_tokens(tokens):
-        return [token._replace(B=spread(token.B), C=spread(token.C)) for token in tokens]
+        Columns are not spread yet, see `Tile.read`.
+        """
 
-    def store_states(s, tokens, h):
+        def of_token(i):
+            u, columns = tile.row(refs.u, first + i), (tile.column(x, first + i) for x in (refs.B, refs.C))
+            return Token(u, _read(rows.step, i), *columns), _read(rows.g_y, i), tile.kept_column(sums, i)
+
+        return [of_token(i) for i in call.positions(s)]
+
+    def spread_columns(read):
+        return [(token._replace(B=spread(token.B), C=spread(token.C)), *rest) for token, *rest in read]
+
+    def add_column(ref, sums, i, column, kept):
+        column = tuple(x[:, 0] for x in column)
+        if sums is None:
+            tile.store_column(ref, first + i, column)
+        else:
+            tile.keep_column(sums, i, jax.tree.map(jnp.add, kept, column))
+
+    def forward(s, read, h):
         for place, part in zip(tile.parts, h, strict=True):
             plt.store(memory.states.at[s, pl.ds(place, tile.part), :], part)
-        for token in spread_tokens(tokens):
+        found = []
+        for token, g_y, kept in spread_columns(read):
             h = advance(h, token, decay(token.delta), form)
+            y = None if rows.y is None else readout(h, token, form)
+            found.append((y, readout_gradient(h, g_y, form), kept))
+        # Rows change threads before they are stored, which parts the instructions before from those after.
+        for i, (y, g_C, kept) in zip(call.positions(s), found, strict=True):
+            _add(rows.y, i, y, add_states)
+            add_column(out.C, memory.C, i, g_C, kept)
         return h
 
-    before_y = refs._replace(C=None)
-    reading_ahead(strides, lambda s: read_tokens(s, before_y), store_states, tile.state(block.h_in, k))
+    reading_ahead(strides, lambda s: read(s, memory.C), forward, tile.state(block.h_in, k))
     _barrier(call)
 
-    def read(i):
+    def read_state(i):
         s = strides - 1 - i
         state = tuple(plt.load(memory.states.at[s, pl.ds(p, tile.part), :]) for p in tile.parts)
-        g_ys = [_read(rows.g_y, i) for i in positions(s)]
-        kept = [
-            [tile.begun_column(ref, i, order.add_tile) for ref in (memory.B, memory.C)] for i in positions(s)
-        ]
-        return state, read_tokens(s, refs), g_ys, kept
+        return state, read(s, memory.B)
 
-    def gradients(i, read, carry):
+    def backward(i, read, carry):
         g, g_A = carry
-        state, tokens, g_ys, kept = read
-        places, states, tokens = positions(strides - 1 - i), [state], spread_tokens(tokens)
-        for token in tokens:
+        state, tokens = read
+        states, tokens = [state], spread_columns(tokens)
+        for token, *_ in tokens[:-1]:
             states.append(advance(states[-1], token, decay(token.delta), form))
-        found = [None] * stride
-        for j in reversed(range(stride)):
-            token, h_before, h = tokens[j], states[j], states[j + 1]
-            y = None if rows.y is None else readout(h, token, form)
-            g, g_A, g_token = retreat(g, token, A, decay(token.delta), h_before, h, g_ys[j], g_A, form)
-            found[j] = g_token, y
-        # Rows change threads before they are stored, which parts the instructions before from those after.
-        for i, sums, (g_token, y) in zip(places, kept, found, strict=True):
-            for ref, row in ((rows.g_u, g_token.u), (rows.g_step, g_token.delta), (rows.y, y)):
-                _add(ref, i, row, add_states)
-            columns = zip((out.B, out.C), (memory.B, memory.C), sums, (g_token.B, g_token.C), strict=True)
-            for ref, kept_ref, begun_sum, column in columns:
-                tile.store_column_sum(ref, first + i, column, begun_sum, kept_ref, i, order.last_tile)
+        found = []
+        for h, (token, g_y, kept) in zip(reversed(states), reversed(tokens), strict=True):
+            g, g_A, g_token = retreat(g, token, A, decay(token.delta), h, None, g_y, g_A, form)
+            found.append((g_token, kept))
+        places = reversed(call.positions(strides - 1 - i))
+        for i, (g_token, kept) in zip(places, found, strict=True):
+            _add(rows.g_u, i, g_token.u, add_states)
+            _add(rows.g_step, i, g_token.delta, add_states)
+            add_column(out.B, memory.B, i, g_token.B, kept)
         return g, g_A
 
     zero = jax.tree.map(jnp.zeros_like, A)
-    _, g_A = reading_ahead(strides, read, gradients, (tile.state(block.g_in, k), zero))
-    tile.store_state(out.A, g_A, order.add_chunk)
+    _, g_A = reading_ahead(strides, read_state, backward, (tile.state(block.g_in, k), zero))
+    tile.store_state(out.A, g_A, k > 0)
 
 
 def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
@@ -207,7 +245,7 @@ def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
 
     With all threads on different numbers: beside the states, several of them compute the same row.
     """
-    refs, rows, count = block.inputs, block.memory.rows, _tokens_at_once(tile)
+    refs, rows, count = block.inputs, block.memory.rows, _tokens_at_once(tile, tile.width)
 
     def read(i):
         return tuple(tile.row(x, first + i * count, count) for x in (refs.delta, refs.z, refs.g_out))
@@ -223,7 +261,7 @@ def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
 
 def _after_the_states(tile: Tile, block: _Block, first, D, delta_bias):
     """The gradients of u, delta and z of a chunk; returns those of D and delta_bias, [1, tile]."""
-    refs, out, rows, count = block.inputs, block.out, block.memory.rows, _tokens_at_once(tile)
+    refs, out, rows, count = block.inputs, block.out, block.memory.rows, _tokens_at_once(tile, tile.width)
 
     def for_each_token(parameter):
         return None if parameter is None else jnp.broadcast_to(parameter, (count, tile.width))
@@ -256,10 +294,10 @@ def _after_the_states(tile: Tile, block: _Block, first, D, delta_bias):
     return jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums)
 
 
-def _tokens_at_once(tile: Tile) -> int:
-    """Where no states are at hand: as many as give every thread `ROW_NUMBERS` numbers."""
+def _tokens_at_once(tile: Tile, width: int) -> int:
+    """Where rows of `width` are all there is: as many as give every thread `ROW_NUMBERS` numbers."""
     blocks = tile.call.blocks
-    return min(blocks.chunk, max(1, ROW_NUMBERS * WARP * blocks.gradient_warps // tile.width))
+    return min(blocks.chunk, max(1, ROW_NUMBERS * WARP * blocks.gradient_warps // width))
 
 
 def _read(ref, i, count=1):

@@ -186,23 +186,28 @@ class Tile:
             mask = self.row_mask(self.valid(t, count), count)
             plt.store(ref.at[pl.ds(t, count), self.channels], value.astype(ref.dtype), mask=mask)
 
-    def begun_column(self, kept_ref, row, add):
-        """What a row of `kept_ref` has for a column, see `begun`; None stays None."""
-        if kept_ref is None:
-            return None
-        return tuple(begun(kept_ref.at[row, self.states_of(k)], None, add) for k in self.parts)
+    def kept_column(self, ref, i):
+        """Row i of a program's own memory, a tuple of [part]; None stays None."""
+        return None if ref is None else tuple(plt.load(ref.at[i, self.states_of(k)]) for k in self.parts)
 
-    def store_column_sum(self, ref, t, column, begun_sum, kept_ref, row, last):
-        """Adds a column to what its sum has begun with, keeps it in a row of `kept_ref`, and with the last
-        summand stores it as token t of `ref`; without `kept_ref` there is one summand."""
+    def keep_column(self, ref, i, column):
+        for k, value in zip(self.parts, column, strict=True):
+            plt.store(ref.at[i, self.states_of(k)], value)
+
+    def store_column(self, ref, t, column):
+        """A tuple of [part], as token t."""
         valid = self.valid(t)
-        for i, (k, value) in enumerate(zip(self.parts, column, strict=True)):
-            value, mask = value[:, 0], self.column_mask(k, valid)
-            if kept_ref is not None:
-                value = begun_sum[i] + value
-                plt.store(kept_ref.at[row, self.states_of(k)], value)
-                mask = _both(mask, last, value.shape)
-            plt.store(ref.at[t, self.states_of(k)], value.astype(ref.dtype), mask=mask)
+        for k, value in zip(self.parts, column, strict=True):
+            plt.store(ref.at[t, self.states_of(k)], value.astype(ref.dtype), mask=self.column_mask(k, valid))
+
+    def store_columns(self, ref, t, values):
+        """All states of the tokens from t on, [count, padded states]."""
+        mask, shape = self.valid(t, values.shape[0]), values.shape
+        if self.call.states < self.call.state_tile:
+            state = lax.broadcasted_iota(jnp.int32, (1, shape[1]), 1)
+            mask = _both(state < self.call.states, mask, shape)
+        mask = None if mask is None else jnp.broadcast_to(mask, shape)
+        plt.store(ref.at[pl.ds(t, shape[0]), :], values.astype(ref.dtype), mask=mask)
 
     def store_state(self, ref, tile, add=False):
         """Stores a tile, added to what is there where `add` is."""
