@@ -34,14 +34,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     _remove_left_behind(path)
     unfinished = path.with_name(f".unfinished.{secrets.token_hex(4)}.{path.name}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise unwritten(path, error) from error
-        raise
+    with full_disks_named(path):
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 def _remove_left_behind(path: Path) -> None:
@@ -122,6 +121,17 @@ def unwritten(path: str | Path, error: OSError) -> OSError:
     """The error to raise in place of another one that came up while a path was written."""
     reason = error.strerror or str(error)
     return OSError(f"{path} could not be written: {reason}; make room and start again, what is whole is kept")
+
+
+@contextlib.contextmanager
+def full_disks_named(path: str | Path) -> Iterator[None]:
+    """Names the path, and what to do, in the error of a disk that has no more room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise unwritten(path, error) from error
+        raise
 
 
 def check_writable(folder: str | Path, argument: str) -> None:

@@ -42,6 +42,9 @@ class Labels:
             "0, 1, 2, ... without gaps",
             list(self.values),
         )
+        check_that(
+            "mean" not in self.entries, "labels", "of names other than mean, the tables' last row", "mean"
+        )
         check_that(len(self.values) <= MOST_VALUES, "labels", f"at most {MOST_VALUES}", len(self.values))
         if IGNORE in self.entries:
             wish = "such that `ignore` is one value, the highest, as in nnU-Net"

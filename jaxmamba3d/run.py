@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,16 @@ from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import alone_in, in_use, load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
-from jaxmamba3d.training import CHECKPOINTS, SETTINGS, Task, has_checkpoint, save_params
+from jaxmamba3d.training import (
+    CHECKPOINTS,
+    SETTINGS,
+    Task,
+    check_path,
+    has_checkpoint,
+    is_imported,
+    read_saved,
+    save_params,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +225,7 @@ def import_weights(
         FileExistsError: the run folder has a trained fold of this number already.
     """
     check_that(config.data.fold != "all", "data.fold", "the number of one fold", config.data.fold)
+    check_path(Path(config.output))
     configuration = _overridden(config.data, plans).configurations[config.data.configuration]
     net_config = resolve_net(config.net, configuration, len(description.channel_names), description.labels)
     net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
@@ -261,6 +272,12 @@ def _write(run: Run) -> Run:
 def _check_same(there: Run, here: Run) -> None:
     """Refuses to describe a trained run anew in what its checkpoints and their predictions depend on."""
     before, now = _description(there), _description(here)
+    fold = here.config.data.fold
+    trained = [
+        n for n in there.trained_folds() if fold in (n, "all") and not is_imported(there.checkpoints(n))
+    ]
+    if trained:  # a call that was refused later may have changed what config.json says
+        before[SETTINGS] = read_saved(there.checkpoints(trained[0])).identity[SETTINGS]
     if here.config.train.allow_changed_settings:
         del before[SETTINGS], now[SETTINGS]
     different = "; ".join(differences(before, now))
@@ -269,12 +286,14 @@ def _check_same(there: Run, here: Run) -> None:
 
 
 def _description(run: Run) -> dict[str, Any]:
-    return {
+    """As JSON gives it back."""
+    description = {
         "net": run.net.architecture(),
         "plans": dataclasses.asdict(run.plans),
         **run.labels.to_json(),
         SETTINGS: run.config.decisive_settings(),
     }
+    return json.loads(json.dumps(description))
 
 
 def _overridden(data: DataConfig, plans: Plans) -> Plans:

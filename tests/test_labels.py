@@ -52,6 +52,8 @@ def test_json_gives_equal_labels_back(content):
         (None, None, "labels must be a table of names and values, got None"),
         ({"a": 1}, None, "labels must be with background 0"),
         ({"background": 0}, None, "background and at least one class"),
+        ({"background": 0, "mean": 1}, None, "labels must be of names other than mean"),
+        ({"background": 0} | {f"{n}": n for n in range(1, 257)}, None, "labels must be at most 256, got 257"),
         ({"background": 0, "ignore": 1}, None, "background and at least one class"),
         ({"background": 0, "a": 2}, None, r"0, 1, 2, ... without gaps, got \[0, 2\]"),
         ({"background": 0, "a": 1.5}, None, "values of labels must be whole numbers"),

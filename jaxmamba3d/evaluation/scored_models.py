@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def find_model(folder: str | Path, name: str | None = None) -> ScoredModel:
         ValueError: the folds were scored under different protocols, or a summary.json is something else.
     """
     folder = Path(folder)
-    folds = [path.parent for path in folder.glob(f"fold_*/{SCORES}/{SUMMARY}")]
+    summaries = folder.glob(f"fold_*/{SCORES}/{SUMMARY}")
+    folds = [path.parent for path in summaries if re.fullmatch(r"fold_\d+", path.parts[-3])]
     found = sorted(folds, key=lambda path: (len(path.parts[-2]), path))  # fold_10 after fold_2
     if not found:
         found = [place for place in (folder / SCORES, folder) if (place / SUMMARY).is_file()][:1]

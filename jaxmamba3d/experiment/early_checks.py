@@ -41,7 +41,7 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
         check_writable(run.fold_folder(fold), "output")
         if is_first_process():  # when the others check, it holds the lock for all of them
             run.check_free(fold)
-        check_can_go_on(run.checkpoints(fold))
+        check_can_go_on(run.checkpoints(fold), config)
     if run.net.scan_implementation is not None:
         _check_scans(run)
     names = {name for fold in folds for part in PARTS for name in workspace.split(fold)[part]}

@@ -1,5 +1,6 @@
 """What trained folds predict."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,10 +14,17 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data import Case, cases_in_folds, check_images, find_images, is_dataset, read_dataset
 from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
 from jaxmamba3d.experiment.epochs import read_epochs
-from jaxmamba3d.files import check_writable
+from jaxmamba3d.files import alone_in, check_writable
 from jaxmamba3d.inference import WindowPredictor, make_net_predictor, predict_cases
 from jaxmamba3d.run import Run
-from jaxmamba3d.training import compile_fitting, devices_for, is_imported, memory_limit, restore_params
+from jaxmamba3d.training import (
+    compile_fitting,
+    devices_for,
+    is_first_process,
+    is_imported,
+    memory_limit,
+    restore_params,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +101,15 @@ def predict(
         mirroring: average over mirrored copies; None: as the config says.
         probabilities: also write CASE.npz with the probabilities of all classes.
         postprocessing: which structures keep only their largest component, as `run.postprocessing()` has it.
+
+    Raises:
+        ValueError: images cannot be predicted, or files that are not predictions of this run or another would
+            be overwritten; or another process predicts into the folder.
     """
     check_choice("checkpoint", checkpoint, ("latest", "best"))
     check_images(cases, run.net.in_channels)
-    inputs = {path.resolve().parent for case in cases for path in case.images}
+    images = [path for case in cases for path in case.images]
+    inputs = {folder for path in images for folder in (path.resolve().parent, path.parent.resolve())}
     apart = Path(output).resolve() not in inputs
     check_that(apart, "output", "another folder than the images', which would be overwritten", str(output))
     check_writable(output, "output")
@@ -105,26 +118,32 @@ def predict(
     mirror_axes = _mirror_axes(run, mirroring)
     predictor = _predictor(run, mirror_axes)
     steps = postprocessing.steps if postprocessing else ()
+
+    def refuse():
+        wish = "a folder that no other process predicts into"
+        check_that(False, "output", wish, f"{output}, which is in use; wait for it, or name another")
+
     if steps:
         names = ", ".join(trial.structure for trial in postprocessing.trials if trial.kept)
         logger.info("post-processing: only the largest component is kept of %s", names)
-    predict_cases(
-        predictor,
-        weights,
-        cases,
-        run.plans,
-        Path(output),
-        labels=run.labels,
-        configuration=config.data.configuration,
-        tile_step=config.predict.tile_step,
-        probabilities=probabilities,
-        postprocess=functools.partial(apply_postprocessing, decision=postprocessing) if steps else None,
-        settings={
-            "net": dataclasses.asdict(run.net),
-            "mirror_axes": mirror_axes,
-            "postprocessing": steps,
-        },
-    )
+    with alone_in(Path(output), refuse) if is_first_process() else contextlib.nullcontext():
+        predict_cases(
+            predictor,
+            weights,
+            cases,
+            run.plans,
+            Path(output),
+            labels=run.labels,
+            configuration=config.data.configuration,
+            tile_step=config.predict.tile_step,
+            probabilities=probabilities,
+            postprocess=functools.partial(apply_postprocessing, decision=postprocessing) if steps else None,
+            settings={
+                "net": dataclasses.asdict(run.net),
+                "mirror_axes": mirror_axes,
+                "postprocessing": steps,
+            },
+        )
 
 
 def check_window_batch(run: Run) -> None:

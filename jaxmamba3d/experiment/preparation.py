@@ -7,13 +7,14 @@ from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import Workspace, plan_workspace, write_phantom_dataset
 from jaxmamba3d.experiment.early_checks import check_early
 from jaxmamba3d.files import check_writable
-from jaxmamba3d.training import make_optimizer
+from jaxmamba3d.training import check_path, make_optimizer
 
 
 def prepare(config: ExperimentConfig) -> Workspace:
     """Makes the phantoms if asked for, checks and plans the dataset, and preprocesses its cases."""
     data = config.data
     check_writable(config.output, "output")
+    check_path(Path(config.output))
     make_optimizer(config.optim, config.train)  # refuses schedules that do not fit the training
     check_that(bool(data.dataset), "data.dataset", "the folder of the dataset", "nothing")
     if data.phantoms is not None and not Path(data.dataset).exists():

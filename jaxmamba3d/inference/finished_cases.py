@@ -1,14 +1,16 @@
 """What an interrupted prediction left, so that the next call goes on from there."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import jax
 import numpy as np
 
+from jaxmamba3d.checks import check_that
 from jaxmamba3d.data import Case
 from jaxmamba3d.files import FileIdentities, identify, write_json
 
@@ -20,6 +22,14 @@ class Finished(TypedDict):
 
     images: FileIdentities
     endings: list[str]
+
+
+class Record(TypedDict):
+    """By which weights and settings, which cases are finished, and which outputs are made here."""
+
+    digest: str
+    cases: dict[str, Finished]
+    claimed: list[str]
 
 
 def digest_of(variables: Any, settings: dict[str, Any]) -> str:
@@ -42,7 +52,7 @@ class FinishedCases:
 
     Args:
         folder: of the outputs.
-        digest: see `digest_of`; records of others are removed.
+        digest: see `digest_of`.
         endings: of the files of each case.
         writer: number of the process that asks; each keeps a record of its own, and reads all.
         writers: how many they are.
@@ -52,14 +62,20 @@ class FinishedCases:
         self.folder, self.digest, self.endings = folder, digest, endings
         paths = [folder / (f"{RECORD}_{i}.json" if i else f"{RECORD}.json") for i in range(writers)]
         self._path = paths[writer]
-        records = {path: self._read(path) for path in sorted(folder.glob(f"{RECORD}*.json"))}
-        self._own = records.get(self._path) or {}
-        self._all: dict[str, Finished] = {}
-        for path, record in records.items():
-            if record is not None:
-                self._all |= record
-            elif path not in paths or path == self._path:  # others remove their own, or have a new one by now
-                path.unlink(missing_ok=True)  # what is made now may take the place of what it knows
+        records = _read_records(folder)
+        self._claimed = _claimed_in(records.values())
+        same = {path: record["cases"] for path, record in records.items() if record["digest"] == digest}
+        self._own = same.get(self._path, {})
+        self._all = {name: finished for cases in same.values() for name, finished in cases.items()}
+        # Others of these writers remove their own, or have a new one by now.
+        self._old = [path for path in records if path not in same and path not in paths]
+
+    def begin(self, cases: Sequence[Case]) -> None:
+        """Notes that outputs of these cases are made here, and forgets those of other weights or such."""
+        self._claimed |= {case.name for case in cases}
+        self._write()
+        for path in self._old:
+            path.unlink(missing_ok=True)  # what is made now may take the place of what it knows
 
     def remaining(self, cases: Sequence[Case]) -> list[Case]:
         """The cases that lack an output, or whose images changed since."""
@@ -68,7 +84,11 @@ class FinishedCases:
     def add(self, case: Case) -> None:
         """Notes that a case's output is whole."""
         self._own[case.name] = {"images": identify(case.images), "endings": list(self.endings)}
-        write_json(self._path, {"digest": self.digest, "cases": self._own})
+        self._write()
+
+    def _write(self) -> None:
+        content = {"digest": self.digest, "cases": self._own, "claimed": sorted(self._claimed)}
+        write_json(self._path, content)
 
     def _is_finished(self, case: Case) -> bool:
         finished = self._all.get(case.name)
@@ -79,10 +99,26 @@ class FinishedCases:
             and all((self.folder / f"{case.name}{ending}").is_file() for ending in self.endings)
         )
 
-    def _read(self, path: Path) -> dict[str, Finished] | None:
-        """None: of other weights or settings, or no record."""
-        try:
-            record = json.loads(path.read_text())
-            return dict(record["cases"]) if record["digest"] == self.digest else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+
+def check_only_own(folder: Path, cases: Sequence[Case], endings: Sequence[str]) -> None:
+    """Raises ValueError if outputs would take the place of files that no prediction into this folder made."""
+    claimed = _claimed_in(_read_records(folder).values())
+    names = (f"{case.name}{ending}" for case in cases if case.name not in claimed for ending in endings)
+    foreign = [name for name in names if (folder / name).exists()]
+    wish = "a folder without files that are not predictions of its own and would be overwritten"
+    check_that(not foreign, "output", wish, f"{', '.join(foreign[:3])} in {folder}")
+
+
+def _read_records(folder: Path) -> dict[Path, Record]:
+    found = {}
+    for path in sorted(folder.glob(f"{RECORD}*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(path.read_text())
+            found[path] = Record(
+                digest=content["digest"], cases=dict(content["cases"]), claimed=content.get("claimed", [])
+            )
+    return found
+
+
+def _claimed_in(records: Iterable[Record]) -> set[str]:
+    return {name for record in records for name in (*record["cases"], *record["claimed"])}

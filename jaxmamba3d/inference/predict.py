@@ -18,7 +18,7 @@ from jaxmamba3d.data.export import SegmentationExport
 from jaxmamba3d.data.nifti import Geometry
 from jaxmamba3d.files import replacing
 from jaxmamba3d.inference.background import Backlog, ahead
-from jaxmamba3d.inference.finished_cases import FinishedCases, digest_of
+from jaxmamba3d.inference.finished_cases import FinishedCases, check_only_own, digest_of
 from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_planes
 from jaxmamba3d.labels import Labels
 
@@ -96,6 +96,7 @@ def predict_cases(
             tell it apart from others.
 
     Raises:
+        ValueError: a file that no such call made would be overwritten.
         ValueError, FileNotFoundError: a case cannot be read; it is named. Cases before it are written.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -108,10 +109,14 @@ def predict_cases(
         **(settings or {}),
     }
     endings = [SEGMENTATION, PROBABILITIES] if probabilities else [SEGMENTATION]
+    check_only_own(output, cases, endings)
     process = jax.process_index()
-    cases = cases[process :: jax.process_count()]
     digest = digest_of(folds, made_with)
     finished = FinishedCases(output, digest, endings, writer=process, writers=jax.process_count())
+    share = cases[process :: jax.process_count()]
+    if share:
+        finished.begin(cases)
+    cases = share
     remaining = finished.remaining(cases)
     if len(remaining) < len(cases):
         logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)

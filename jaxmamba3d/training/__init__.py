@@ -5,13 +5,14 @@ from jaxmamba3d.training.checkpoint import (
     CHECKPOINTS,
     SETTINGS,
     Checkpoints,
-    check_can_go_on,
+    check_path,
     has_checkpoint,
     is_imported,
+    read_saved,
     restore_params,
     save_params,
 )
-from jaxmamba3d.training.loop import train_fold
+from jaxmamba3d.training.loop import check_can_go_on, train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import (
@@ -29,6 +30,7 @@ __all__ = [
     "Task",
     "all_leave_together",
     "check_can_go_on",
+    "check_path",
     "compile_fitting",
     "devices_for",
     "first_process_first",
@@ -39,6 +41,7 @@ __all__ = [
     "learning_rate_at",
     "make_optimizer",
     "memory_limit",
+    "read_saved",
     "restore_params",
     "save_params",
     "train_fold",

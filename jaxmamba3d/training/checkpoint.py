@@ -7,15 +7,17 @@ import logging
 import os
 import re
 import shutil
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from jaxmamba3d.checks import check_that, differences
-from jaxmamba3d.files import NO_ROOM, unwritten
+from jaxmamba3d.files import NO_ROOM, load_json, unwritten
 from jaxmamba3d.training.epoch import EpochSoFar
 from jaxmamba3d.training.steps import TrainState
 from jaxmamba3d.wording import memory
@@ -42,6 +44,14 @@ class Position:
     iterator: dict[str, Any]
     best_score: float
     so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
+
+
+class Saved(NamedTuple):
+    """What a checkpoint says of itself: the steps taken, what it belongs to, and how far it has come."""
+
+    step: int
+    identity: dict[str, Any]
+    position: Position
 
 
 class _Manager(ocp.CheckpointManager):
@@ -117,26 +127,24 @@ class Checkpoints:
         """The latest state, laid out and placed as the template, with its position; None if there is none.
 
         Raises:
-            ValueError: the checkpoint is of another net or data (the difference is named), or imported.
+            ValueError: the checkpoint is of another net or data (the difference is named), imported or
+                damaged.
         """
-        manager = self._managers["latest"]
-        latest = manager.latest_step()
-        if latest is None:
+        saved = read_saved(self._folder)
+        if saved is None:
             return None
-        check_can_go_on(self._folder)
-        meta = manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        self._check_identity(meta.pop("identity"))
+        self._check_identity(saved.identity)
         rest = (template.optimizer, template.step)
-        restored = manager.restore(
-            latest,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(template.params)),
-                optimizer=ocp.args.StandardRestore(_abstract(rest)),
-            ),
-        )
+        with _damage_named(_latest(self._folder)):
+            restored = self._managers["latest"].restore(
+                saved.step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(_abstract(template.params)),
+                    optimizer=ocp.args.StandardRestore(_abstract(rest)),
+                ),
+            )
         optimizer, step = _unflatten(rest, restored["optimizer"])
-        position = Position(**meta | {"so_far": EpochSoFar(**meta["so_far"])})
-        return TrainState(_unflatten(template.params, restored["params"]), optimizer, step), position
+        return TrainState(_unflatten(template.params, restored["params"]), optimizer, step), saved.position
 
     def _check_identity(self, stored: dict[str, Any]) -> None:
         there, here = (
@@ -161,17 +169,27 @@ def has_checkpoint(folder: Path, which: str = "latest") -> bool:
 
 def is_imported(folder: Path) -> bool:
     """Whether the latest checkpoint in a folder of checkpoints was trained elsewhere; see `save_params`."""
-    return has_checkpoint(folder) and not (_latest(folder) / "meta").exists()
+    return has_checkpoint(folder) and not any((_latest(folder) / x).exists() for x in ("meta", "optimizer"))
 
 
-def check_can_go_on(folder: Path) -> None:
-    """Raises ValueError if the latest checkpoint in a folder of checkpoints is no training's."""
-    if is_imported(folder):
-        check_that(False, str(_latest(folder)), "of a training to go on with", "imported weights")
+def read_saved(folder: Path) -> Saved | None:
+    """What the latest checkpoint in a folder of checkpoints says of itself; None if there is none.
+
+    Raises:
+        ValueError: it is damaged, or no training's but imported.
+    """
+    if not has_checkpoint(folder):
+        return None
+    latest = _latest(folder)
+    check_that(not is_imported(folder), str(latest), "of a training to go on with", "imported weights")
+    with _damage_named(latest):
+        meta = load_json(latest / "meta" / "metadata", "how far a training has come")
+        identity = meta.pop("identity")
+        return Saved(int(latest.name), identity, Position(**meta | {"so_far": EpochSoFar(**meta["so_far"])}))
 
 
-def _latest(folder: Path) -> Path:
-    return max((p for p in (folder / "latest").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+def _latest(folder: Path, which: str = "latest") -> Path:
+    return max((p for p in (folder / which).iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 def save_params(folder: Path, params: Any) -> None:
@@ -195,6 +213,7 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged.
     """
     steps = folder.absolute() / which
     if not has_checkpoint(folder, which):
@@ -204,24 +223,74 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )
     options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
-    with ocp.CheckpointManager(steps, options=options) as manager:
+    with ocp.CheckpointManager(steps, options=options) as manager, _damage_named(_latest(folder, which)):
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(template, here)))
         return _unflatten(template, manager.restore(manager.latest_step(), args=args)["params"])
+
+
+def check_path(folder: Path) -> None:
+    """Raises ValueError if no checkpoint is whole below a folder, as Orbax takes brackets for a pattern."""
+    path = folder.resolve()
+    check_that("[" not in str(path), "output", "a path without [, which checkpoints do not bear", path)
+
+
+@contextlib.contextmanager
+def _damage_named(checkpoint: Path) -> Iterator[None]:
+    """Says in one sentence, with a remedy, what Orbax and TensorStore say of a file that is not whole."""
+    try:
+        with _abandoned_tasks_silent():
+            yield
+    except Exception as error:  # Orbax raises this very class
+        cause = error.__cause__ or error
+        if "RESOURCE_EXHAUSTED" in f"{error} {cause}":
+            raise
+        older = sorted(int(p.name) for p in checkpoint.parent.iterdir() if p.name.isdigit())[:-1]
+        remedy = f"go on from that of step {older[-1]}" if older else "train without it"
+        reason = " ".join(str(cause).split())[:200]
+        raise ValueError(
+            f"{checkpoint} must be a whole checkpoint, got {type(cause).__name__}: {reason}; copy it again, "
+            f"or remove it to {remedy}"
+        ) from error
 
 
 @contextlib.contextmanager
 def _full_disks_named(folder: Path) -> Iterator[None]:
     """Says in one sentence what Orbax and TensorStore say in pages, the latter by a ValueError."""
     try:
-        yield
+        with _abandoned_tasks_silent():
+            yield
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         cause = OSError(int(code[1]), os.strerror(int(code[1]))) if code else error
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            logging.getLogger("asyncio").disabled = True  # it would follow with a page for every other file
             raise unwritten(folder, cause) from error
         raise
+
+
+@contextlib.contextmanager
+def _abandoned_tasks_silent() -> Iterator[None]:
+    """Of a failure only the error that is raised is heard, not one of each file that Orbax had begun."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    hooks = sys.excepthook, sys.unraisablehook
+
+    def excepthook(kind, error, traceback):
+        if str(error) != "Event loop is closed":
+            hooks[0](kind, error, traceback)
+
+    def unraisablehook(unraisable):
+        of_a_task = isinstance(unraisable.object, types.CoroutineType)
+        if not of_a_task and str(unraisable.exc_value) != "Event loop is closed":
+            hooks[1](unraisable)
+
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+    for logger in loggers:
+        logger.disabled = True
+    yield
+    # Not after an error: tasks end until the process does.
+    sys.excepthook, sys.unraisablehook = hooks
+    for logger in loggers:
+        logger.disabled = False
 
 
 def _named_leaves(tree: Any) -> dict[str, jax.Array]:

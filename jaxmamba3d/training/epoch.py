@@ -140,7 +140,7 @@ def _note(pending, so_far, config, epoch, case_names) -> None:
 def _advice(config: TrainConfig) -> str:
     skip = ", or set train.non_finite to skip" if config.non_finite == "stop" else ""
     return (
-        "the last checkpoint was made before and is kept: lower optim.learning_rate (with "
+        "what was saved before is kept: lower optim.learning_rate (with "
         f"train.allow_changed_settings), set net.dtype to float32{skip}"
     )
 

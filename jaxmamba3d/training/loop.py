@@ -16,7 +16,7 @@ from flax import nnx
 from jaxmamba3d.checks import InterruptedTraining, check_that
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.training.ahead import compile_fitting, lower_train_step, lower_validation_step
-from jaxmamba3d.training.checkpoint import CHECKPOINTS, Checkpoints, Position
+from jaxmamba3d.training.checkpoint import CHECKPOINTS, Checkpoints, Position, read_saved
 from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption
 from jaxmamba3d.training.mesh import make_mesh, place_state
@@ -149,6 +149,15 @@ def train_fold(
                 break
         if interruption.received:
             raise InterruptedTraining(_words(position))
+
+
+def check_can_go_on(folder: Path, config: ExperimentConfig) -> None:
+    """Raises ValueError if a training cannot go on from the latest checkpoint in a folder of checkpoints.
+
+    It is damaged, imported, or of epochs that the config's schedule would count otherwise.
+    """
+    if saved := read_saved(folder):
+        _check_schedule(config, saved.step, saved.position)
 
 
 def _check_schedule(config: ExperimentConfig, step: int, position: Position) -> None:

@@ -202,8 +202,12 @@ def _read(path: Path) -> list[EpochMetrics]:
     """The rows of a table that `MetricsLog` wrote; none if it is not there."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [_metrics(row) for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_metrics(row) for row in csv.DictReader(file)]
+    except (TypeError, ValueError, KeyError) as error:
+        wish = "the table that this training wrote (mend or remove it; then the curves begin anew)"
+        raise ValueError(f"{path} must be {wish}, got {error}") from error
 
 
 def _metrics(row: dict[str, str]) -> EpochMetrics:

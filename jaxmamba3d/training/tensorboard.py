@@ -9,6 +9,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from jaxmamba3d.files import full_disks_named
+
 
 class EventFile:
     """A TensorBoard file, written by the caller itself: an error of the disk is raised where it happens.
@@ -22,6 +24,7 @@ class EventFile:
 
     def __init__(self, folder: Path, start_step: int):
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         # Trainings started in the same second would share a file, but for its ending.
         self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{start_step}")
         self._add(start_step, session_log=SessionLog(status=SessionLog.START))
@@ -36,11 +39,14 @@ class EventFile:
 
     def flush(self) -> None:
         """Puts everything added on disk."""
-        self._writer.flush()
+        with full_disks_named(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
         """Ends the file."""
-        self._writer.close()
+        with full_disks_named(self._folder):
+            self._writer.close()
 
     def _add(self, step: int, **content: Summary | SessionLog) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+        with full_disks_named(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), step=step, **content))

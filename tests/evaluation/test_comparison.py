@@ -102,6 +102,9 @@ def test_runs_are_compared_over_all_cases_and_over_folds(tmp_path):
     found = find_models(runs)
     assert [model.name for model in found] == ["mine", "theirs"]
     assert found[0].predictions == tuple(runs[0] / f"fold_{n}" / "validation" for n in (0, 1))
+    backup = shutil.copytree(runs[0] / "fold_1", runs[0] / "fold_1_old")
+    assert find_models(runs[:1])[0].predictions == found[0].predictions
+    shutil.rmtree(backup)
     one_fold = runs[0] / "fold_1"
     (one_fold / "summary.json").write_text("{}")  # as a run's fold has one, of more than scores
     (model,) = find_models([one_fold])

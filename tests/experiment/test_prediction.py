@@ -1,6 +1,7 @@
 """What a trained run predicts, and where it stops."""
 
 import dataclasses
+import json
 import logging
 import shutil
 
@@ -18,7 +19,7 @@ from jaxmamba3d.config import (
 from jaxmamba3d.data import Case, find_images, write_segmentation
 from jaxmamba3d.experiment import prediction
 from jaxmamba3d.experiment.training import train
-from jaxmamba3d.files import write_json
+from jaxmamba3d.files import alone_in, write_json
 from jaxmamba3d.inference.finished_cases import FinishedCases
 from jaxmamba3d.training import ahead, devices_for
 
@@ -105,17 +106,24 @@ def test_predictions_of_other_weights_are_not_taken_for_finished(tmp_path):
     case = Case("a", (write_nifti(tmp_path / "image.nii.gz", np.zeros((3, 3, 3))),))
     (tmp_path / "a.nii.gz").touch()
     FinishedCases(tmp_path, "these", [".nii.gz"], writer=1, writers=2).add(case)
-    assert FinishedCases(tmp_path, "these", [".nii.gz"]).remaining([case]) == []
-    assert FinishedCases(tmp_path, "others", [".nii.gz"]).remaining([case]) == [case]
-    assert FinishedCases(tmp_path, "these", [".nii.gz"]).remaining([case]) == [case]
+
+    def remaining(digest):
+        finished = FinishedCases(tmp_path, digest, [".nii.gz"])
+        finished.begin([case])
+        return finished.remaining([case])
+
+    assert remaining("these") == []
+    assert remaining("others") == [case]
+    assert remaining("these") == [case]
 
 
 def test_several_writers_remove_their_own_old_records(tmp_path):
     case = Case("a", (write_nifti(tmp_path / "image.nii.gz", np.zeros((3, 3, 3))),))
     for writer in range(3):
         FinishedCases(tmp_path, "these", [], writer=writer, writers=3).add(case)
-    FinishedCases(tmp_path, "others", [], writer=0, writers=2)
-    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["finished_cases_1.json"]
+    FinishedCases(tmp_path, "others", [], writer=0, writers=2).begin([case])
+    records = {path.name: json.loads(path.read_text())["digest"] for path in tmp_path.glob("*.json")}
+    assert records == {"finished_cases.json": "others", "finished_cases_1.json": "these"}
 
 
 def test_folds_that_are_not_trained_to_their_end_are_left_out(finished, tmp_path, caplog):
@@ -164,6 +172,51 @@ def test_images_are_not_overwritten(finished, tmp_path):
     with pytest.raises(ValueError, match="output must be another folder than the images'"):
         experiment.predict(run, [Case("a", (path,))], tmp_path, folds=[0])
     assert path.read_bytes() == before
+
+
+def test_images_that_are_links_are_not_overwritten(finished, tmp_path):
+    run, _ = finished
+    path = write_nifti(tmp_path / "images" / "a.nii.gz", image_and_label(0, 2)[0])
+    (tmp_path / "links").mkdir()
+    (link := tmp_path / "links" / "a.nii.gz").symlink_to(path)
+    with pytest.raises(ValueError, match="output must be another folder than the images'"):
+        experiment.predict(run, [Case("a", (link,))], tmp_path / "links", folds=[0])
+
+
+def test_files_that_are_no_predictions_are_not_overwritten(finished, tmp_path, monkeypatch):
+    """But what an earlier call had begun is, killed before it noted that it was whole."""
+    run, _ = finished
+    cases = [Case(n, (write_nifti(tmp_path / f"{n}.nii.gz", image_and_label(0, 2)[0]),)) for n in "ab"]
+    out = tmp_path / "out"
+    truth = write_nifti(out / "b.nii.gz", image_and_label(0)[1])
+    before = truth.read_bytes()
+
+    def predict():
+        experiment.predict(run, cases, out, folds=[0], mirroring=False)
+
+    with pytest.raises(ValueError, match=r"not predictions of its own .*, got b\.nii\.gz in .*out"):
+        predict()
+    assert [path.name for path in out.iterdir()] == ["b.nii.gz"]
+    assert truth.read_bytes() == before
+    truth.unlink()
+
+    def killed(self, case):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinishedCases, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict()
+    assert (out / "a.nii.gz").is_file()
+    predict()
+    assert {path.name for path in out.iterdir()} == {"a.nii.gz", "b.nii.gz", "finished_cases.json"}
+
+
+def test_nobody_else_predicts_into_the_folder(finished, tmp_path):
+    run, _ = finished
+    case = Case("a", (write_nifti(tmp_path / "a.nii.gz", image_and_label(0, 2)[0]),))
+    with alone_in(tmp_path / "out", pytest.fail), pytest.raises(ValueError, match="in use; wait for it"):
+        experiment.predict(run, [case], tmp_path / "out", folds=[0])
 
 
 def test_an_output_that_cannot_be_written_is_said_first(dataset, tmp_path):

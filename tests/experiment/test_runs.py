@@ -17,6 +17,7 @@ from jaxmamba3d import experiment
 from jaxmamba3d.config import (
     ExperimentConfig,
     NetOptions,
+    to_json,
 )
 from jaxmamba3d.data import plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
@@ -161,6 +162,18 @@ def test_a_trained_run_is_not_described_anew(finished, tmp_path):
     with pytest.raises(ValueError, match=r"the trained run .* got net\.name resunet there, segmamba here$"):
         experiment.run_experiment(config)
     assert open_run(tmp_path / "run").net == run.net
+
+
+def test_a_run_whose_description_was_changed_in_vain_goes_on(finished, tmp_path):
+    """Its checkpoints tell how it was trained."""
+    run, _ = finished
+    shutil.copytree(run.folder, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = dataclasses.replace(run.config, output=str(tmp_path / "run"))
+    optim = dataclasses.replace(config.optim, learning_rate=0.5)
+    path.write_text(to_json(dataclasses.replace(config, optim=optim)))
+    experiment.run_experiment(config)
+    assert open_run(tmp_path / "run").config == config
 
 
 def test_a_checkpoint_of_other_cases_is_refused(finished, tmp_path):
@@ -357,5 +370,6 @@ def test_an_epoch_of_another_length_needs_a_schedule_that_does_not_count_epochs(
     message = r"train\.steps_per_epoch must be as before, 4 steps in finished epochs .*, got 3$"
     with pytest.raises(ValueError, match=message):
         experiment.run_experiment(dataclasses.replace(cosine, train=train))
+    assert open_run(tmp_path / "run").config == cosine  # which goes on
     experiment.run_experiment(dataclasses.replace(config, train=train))
     assert read_epochs(tmp_path / "run" / "fold_0").done == 2

@@ -3,6 +3,7 @@
 import errno
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
-from jaxmamba3d.training import Checkpoints, restore_params
+from jaxmamba3d.training import Checkpoints, check_path, restore_params
 from jaxmamba3d.training.checkpoint import Position
 from jaxmamba3d.training.steps import TrainState
 
@@ -81,6 +82,56 @@ def test_a_disk_that_fills_up_is_said_in_a_sentence(checkpoints, tmp_path, monke
     with pytest.raises(OSError, match=rf"{tmp_path} could not be written: {reason}; make room and start aga"):
         checkpoints.save(STATE, POSITION, is_best=True)
     assert checkpoints.restore(STATE)[1] == POSITION
+
+
+@pytest.mark.parametrize(
+    ("part", "share"),
+    [
+        ("meta/metadata", 0.5),
+        ("meta", None),
+        ("params/_METADATA", 0),
+        ("params/manifest.ocdbt", 0.5),
+        ("optimizer", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_said_with_what_to_do(tmp_path, part, share):
+    """And one that is kept beside it goes on."""
+    checkpoints = Checkpoints(tmp_path, keep=2, identity={})
+    checkpoints.save(STATE, POSITION)
+    checkpoints.save(STATE._replace(step=jnp.int32(6)), POSITION)
+    checkpoints.close()
+    path = tmp_path / "latest" / "6" / part
+    if share is None:
+        shutil.rmtree(path)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+
+    def restore():
+        again = Checkpoints(tmp_path, keep=2, identity={})
+        try:
+            return again.restore(STATE)
+        finally:
+            again.close()
+
+    message = rf"{tmp_path}/latest/6 must be a whole checkpoint, got \w+: .*; copy it again, or remove it to"
+    with pytest.raises(ValueError, match=rf"{message} go on from that of step 5$"):
+        restore()
+    if part.startswith("params"):
+        with pytest.raises(ValueError, match=message):
+            restore_params(tmp_path, STATE.params)
+    shutil.rmtree(tmp_path / "latest" / "6")
+    assert int(restore()[0].step) == 5
+
+
+def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, monkeypatch):
+    check_path(tmp_path / "lr=1e-3 {ä}")
+    with pytest.raises(ValueError, match=r"output must be a path without \[, .*, got .*runs\[1\]"):
+        check_path(tmp_path / "runs[1]")
+    (tmp_path / "here [2]").mkdir()
+    monkeypatch.chdir(tmp_path / "here [2]")
+    with pytest.raises(ValueError, match="a path without"):
+        check_path(Path("run"))
 
 
 def test_other_errors_stay_as_they_are(checkpoints, monkeypatch):

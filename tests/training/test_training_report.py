@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import math
 import struct
 from unittest.mock import Mock
@@ -142,6 +143,26 @@ def test_a_failed_write_for_tensorboard_is_said(tmp_path, monkeypatch):
     log.append(metrics_of(1))
     log.close()
     assert visible_scalars(read_events(tmp_path))["loss/train"] == {0: 1, 1: 1}
+
+
+def test_a_table_that_was_cut_is_named(tmp_path):
+    log = MetricsLog(tmp_path, LABELS)
+    log.append(metrics_of(0))
+    log.close()
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"metrics\.csv must be the table that this training wrote"):
+        MetricsLog(tmp_path, LABELS, start_epoch=1)
+
+
+def test_a_full_disk_is_said_with_the_folder(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, LABELS)
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    with monkeypatch.context() as patch:
+        patch.setattr(EventsWriter, "write_event", full)
+        with pytest.raises(OSError, match=rf"{tmp_path}/tensorboard could not be written: No space left"):
+            log.append(metrics_of(0))
+    log.close()
 
 
 def test_a_resumed_table_is_an_unbroken_one(tmp_path):
