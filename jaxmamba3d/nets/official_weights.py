@@ -27,7 +27,7 @@ _RENAMED = (
 )
 # The same tensor under a second name: PyTorch lists shared modules once for every attribute.
 _ALIASES = (
-    (r"^(module|_orig_mod)\.", ""),  # wrappers of distributed or compiled networks
+    (r"^((module|_orig_mod)\.)+", ""),  # wrappers of distributed or compiled networks
     (r"^decoder\.encoder\.", "encoder."),
     (r"\.all_modules\.0\.", ".conv."),
     (r"\.all_modules\.1\.", ".norm."),

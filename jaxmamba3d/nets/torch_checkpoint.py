@@ -32,16 +32,22 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             `state_dict` or `model`.
 
     Raises:
-        ValueError: the file is not such a checkpoint.
+        FileNotFoundError: no such file.
+        ValueError: the file is not such a checkpoint, or damaged.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} must be a file of torch.save (PyTorch 1.6 or newer), got another format")
     with zipfile.ZipFile(path) as archive:
         index = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
         if index is None:
             raise ValueError(f"{path} must be a file of torch.save, got a zip archive without data.pkl")
-        content = _Unpickler(archive, index).load()
+        try:
+            content = _Unpickler(archive, index).load()
+        except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} must be a whole file of torch.save, got: {error}") from error
     for key in ("network_weights", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -11,13 +11,14 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.nets.torch_checkpoint import read_torch_checkpoint
 
 
-def read_weights(file: Path) -> dict[str, np.ndarray]:
+def read_weights(file: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a weight file; its ending says which kind it is.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is of another kind, or damaged.
     """
+    file = Path(file)
     readers = {
         ".pth": read_torch_checkpoint,
         ".safetensors": load_file,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmamba3d.checks import check_choice, check_that
+from jaxmamba3d.checks import check_choice, check_shape, check_that
 from jaxmamba3d.nn.mamba import MambaBlock
 from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.backend import target_backend
@@ -55,7 +55,7 @@ class MultiOrderMambaBlock(nnx.Module):
         options: further arguments of `MambaBlock`.
 
     Raises:
-        ValueError: an unknown order, or none.
+        ValueError: an unknown order, or none; or an input is of another shape.
 
     Source: `MultiMambaTrans` of the authors' code.
     """
@@ -77,6 +77,8 @@ class MultiOrderMambaBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, X, Y, Z, in_features] -> the same."""
+        features = self.blocks[0].forward.head.in_features
+        check_shape("x", x, "[B, X, Y, Z, in_features]", (None, None, None, None, features))
         sequences = [to_tokens(x, order) for order in self.orders]
         in_one_call = self.in_one_call
         if in_one_call is None:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from jaxmamba3d.checks import check_choice, check_shape, check_that
 from jaxmamba3d.nn.initializers import inverse_softplus_of_steps, uniform, uniform_fan_in
 from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.causal_conv import causal_conv
-from jaxmamba3d.ops.selective_scan import selective_scan
+from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan
 
 
 def _linear(in_features, out_features, use_bias, dtype, param_dtype, rngs):
@@ -49,6 +50,9 @@ class Mamba(nnx.Module):
         param_dtype: dtype of the parameters; A_log and D are float32 always.
         rngs: random streams; `params` is used.
 
+    Raises:
+        ValueError: a size is below 1, there is no such implementation, or an input is of another shape.
+
     Source: `Mamba` in mamba_ssm/modules/mamba_simple.py, initialisation included.
     """
 
@@ -65,6 +69,12 @@ class Mamba(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_that(expand >= 1, "expand", "at least 1", expand)
+        sizes = {"in_features": in_features, "d_state": d_state, "d_conv": d_conv, "dt_rank": dt_rank}
+        for name, size in sizes.items():
+            check_that(size is None or size >= 1, name, "at least 1", size)
+        if scan_implementation is not None:
+            check_choice("scan_implementation", scan_implementation, IMPLEMENTATIONS)
         inner = expand * in_features
         dt_rank = math.ceil(in_features / 16) if dt_rank is None else dt_rank
         self.split = (dt_rank, dt_rank + d_state)
@@ -93,6 +103,7 @@ class Mamba(nnx.Module):
 
     def __call__(self, x: jax.Array, *, reverse: bool = False) -> jax.Array:
         """[B, L, in_features] -> the same; `reverse` runs from the last token to the first."""
+        check_shape("x", x, "[B, L, in_features]", (None, None, self.in_proj.in_features))
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x = jax.nn.silu(causal_conv(x, self.conv_kernel[...], self.conv_bias[...], reverse=reverse))
         delta, B, C = jnp.split(self.x_proj(x), self.split, axis=-1)
@@ -146,6 +157,7 @@ class MambaBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, reverse: bool = False) -> jax.Array:
         """[B, L, in_features] -> the same; `reverse` runs from the last token to the first."""
+        check_shape("x", x, "[B, L, in_features]", (None, None, self.head.in_features))
         run = nnx.remat(MambaBlock._run, static_argnums=(2,)) if self.remat else MambaBlock._run
         return run(self, x, reverse)
 

@@ -16,7 +16,7 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
     a token sees those after it: the result of flip, convolve, flip, without a flip.
 
     Args:
-        x: [B, L, D].
+        x: [B, L, D], floating.
         weight: [W, D], the last row acting on the token itself.
         bias: [D].
 
@@ -24,14 +24,17 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
         [B, L, D] in x's dtype.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape or dtype does not fit.
+
+    Derivatives: in reverse mode, once; sums over time are float32 at least.
 
     Source:
         `causal_conv1d` of mamba-ssm, whose weight is [D, 1, W].
     """
     check_that(x.ndim == 3, "x", "[B, L, D]", f"shape {list(x.shape)}")
-    width, channels = weight.shape[0], x.shape[-1]
-    check_shape("weight", weight, "[W, D]", (width, channels))
+    check_that(jnp.issubdtype(x.dtype, jnp.floating), "x", "floating", x.dtype)
+    channels = x.shape[-1]
+    check_shape("weight", weight, "[W, D]", (None, channels))
     check_shape("bias", bias, "[D]", (channels,))
     return _conv(reverse, *varying_together((x, weight, bias)))
 
@@ -61,7 +64,7 @@ def _forward(reverse, x, weight, bias):
 def _backward(reverse, saved, g):
     """By hand: on CPUs JAX's own form takes five times as long, nearly all of it for the weight."""
     x, weight, bias = saved
-    wide = g.astype(jnp.float32)
+    wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
     g_weight = jnp.stack([jnp.sum(wide * y, axis=(0, 1)) for y in _shifted(x, weight.shape[0], reverse)])
     g_bias = jnp.sum(wide, axis=(0, 1)).astype(bias.dtype)
     return _weighted(g, weight, not reverse), g_weight.astype(weight.dtype), g_bias

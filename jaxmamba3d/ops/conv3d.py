@@ -25,8 +25,14 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
     Returns:
         [B, X / stride, Y / stride, Z / stride, C_out] in x's dtype, sizes rounded up.
 
+    Raises:
+        ValueError: a size of the kernel is even.
+
     Source: `torch.nn.Conv3d` with padding (k - 1) // 2.
     """
+    odd = all(size % 2 for size in kernel.shape[:3])
+    check_that(odd, "kernel", "of odd sizes along X, Y and Z", f"shape {list(kernel.shape)}")
+    kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1):
         return x[:, :: strides[0], :: strides[1], :: strides[2]] @ kernel[0, 0, 0]
     padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:3]]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmamba3d.checks import check_choice
+from jaxmamba3d.checks import check_choice, check_that
 
 # The name gives the axes from slowest to fastest: in XYZ the last stored axis runs fastest.
 SCAN_ORDERS: dict[str, tuple[int, int, int]] = {
@@ -17,6 +17,7 @@ SCAN_ORDERS: dict[str, tuple[int, int, int]] = {
 def to_tokens(volume: jax.Array, order: str = "XYZ") -> jax.Array:
     """Reads a volume [B, X, Y, Z, C] along an axis order as tokens [B, L, C], L = X Y Z."""
     check_choice("order", order, SCAN_ORDERS)
+    check_that(volume.ndim == 5, "volume", "[B, X, Y, Z, C]", f"shape {list(volume.shape)}")
     x, y, z = SCAN_ORDERS[order]
     permuted = jnp.transpose(volume, (0, x + 1, y + 1, z + 1, 4))
     return permuted.reshape(volume.shape[0], -1, volume.shape[-1])

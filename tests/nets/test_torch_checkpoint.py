@@ -5,9 +5,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from flax import nnx
 from golden_data import GOLDEN, golden_arrays
 
-from jaxmamba3d.nets import read_torch_checkpoint
+from jaxmamba3d.nets import load_official_weights, read_torch_checkpoint, to_official_weights
+from jaxmamba3d.nn import ResidualBlock
 
 
 def test_equals_what_torch_saved():
@@ -28,6 +30,27 @@ def test_other_files_are_refused(tmp_path):
         file.writestr("readme", "no checkpoint")
     with pytest.raises(ValueError, match=r"other\.pth must be .* without data\.pkl"):
         read_torch_checkpoint(archive)
+    with pytest.raises(FileNotFoundError, match=r"no\.pth: no such file"):
+        read_torch_checkpoint(tmp_path / "no.pth")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_damaged_index_is_said(tmp_path, share):
+    with zipfile.ZipFile(GOLDEN / "torch_checkpoint.pth") as whole:
+        (name,) = (name for name in whole.namelist() if name.endswith("data.pkl"))
+        content = whole.read(name)
+    path = tmp_path / "cut.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(name, content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"cut\.pth must be a whole file of torch\.save, got: "):
+        read_torch_checkpoint(path)
+
+
+def test_wrappers_in_wrappers_are_taken_off(tmp_path):
+    layer = ResidualBlock(2, 2, (3, 3, 3), (1, 1, 1), rngs=nnx.Rngs(0))
+    wrapped = {f"module._orig_mod.{name}": value for name, value in to_official_weights(layer).items()}
+    load_official_weights(layer, wrapped)
+    assert to_official_weights(layer).keys() == {name.split(".", 2)[2] for name in wrapped}
 
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path):

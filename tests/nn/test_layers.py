@@ -88,6 +88,42 @@ def test_axis_orders_can_be_chosen_and_are_checked():
         MultiOrderMambaBlock(4, orders=("ZYX",), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (Mamba, (1, 4, 6), r"x must have shape \[B, L, in_features\] = \[any, any, 8\], got \[1, 4, 6\]"),
+        (Mamba, (4, 8), r"x must have shape \[B, L, in_features\]"),
+        (MambaBlock, (1, 4, 6), r"x must have shape \[B, L, in_features\]"),
+        (BidirectionalMambaBlock, (1, 4, 6), r"x must have shape \[B, L, in_features\]"),
+        (
+            MultiOrderMambaBlock,
+            (1, 8, 8),
+            r"x must have shape \[B, X, Y, Z, in_features\] = .*, got \[1, 8, 8\]",
+        ),
+        (MultiOrderMambaBlock, (1, 2, 2, 2, 6), r"x must have shape \[B, X, Y, Z, in_features\]"),
+    ],
+)
+def test_inputs_are_checked(make, shape, message):
+    layer = make(8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=message):
+        layer(jnp.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"d_state": 0}, "d_state must be at least 1, got 0"),
+        ({"d_conv": 0}, "d_conv must be at least 1"),
+        ({"dt_rank": 0}, "dt_rank must be at least 1"),
+        ({"expand": 0}, "expand must be at least 1"),
+        ({"scan_implementation": "fast"}, "scan_implementation must be one of reference, .*, got 'fast'"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        Mamba(8, rngs=nnx.Rngs(0), **options)
+
+
 @pytest.mark.parametrize("scan", ["xla_sequential", "pallas_triton"])
 def test_orders_in_one_call_are_the_same(scan):
     options = {"orders": ("XYZ", "ZXY"), "d_state": 2, "scan_implementation": scan}

@@ -58,6 +58,13 @@ def test_gradients_are_those_of_the_loop(reverse, dtype):
         assert_close(found, gradient(n), rounding(dtype, 18 if dtype == "float32" else 2))
 
 
+def test_dtypes_are_checked():
+    with pytest.raises(ValueError, match="x must be floating, got int32"):
+        causal_conv(jnp.zeros((1, 5, 3), int), jnp.zeros((4, 3)), jnp.zeros(3))
+
+
 def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"weight must have shape \[W, D\] = \[4, 3\], got \[4, 2\]"):
+    with pytest.raises(ValueError, match=r"weight must have shape \[W, D\] = \[any, 3\], got \[\]"):
+        causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros(()), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"weight must have shape \[W, D\] = \[any, 3\], got \[4, 2\]"):
         causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((4, 2)), jnp.zeros(3))

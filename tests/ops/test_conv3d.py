@@ -47,6 +47,19 @@ def test_convolution_is_what_loops_say():
     assert_close(conv3d(jnp.asarray(x), jnp.asarray(kernel)), expected, rounding("float32", 54))
 
 
+def test_kernels_of_even_sizes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"kernel must be of odd sizes along X, Y and Z, got shape \[3, 2, 3"
+    ):
+        conv3d(jnp.zeros((1, 4, 4, 4, 1)), jnp.zeros((3, 2, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_result_is_of_the_volumes_dtype(size):
+    y = conv3d(jnp.zeros((1, 4, 4, 4, 1), jnp.bfloat16), jnp.zeros((size, size, size, 1, 2)))
+    assert (y.dtype, y.shape) == (jnp.bfloat16, (1, 4, 4, 4, 2))
+
+
 def test_upsampling_writes_one_block_a_voxel():
     x, kernel = normal(2, 2, 3, 2, 4), normal(1, 2, 3, 4, 5)
     y = np.asarray(upsample3d(x, kernel))

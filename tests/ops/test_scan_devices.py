@@ -57,6 +57,49 @@ def test_two_devices(implementation, axis_type, split):
 
 
 @needs_two_devices
+@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("split", ["u", "B", "A", "u delta B C z"])
+def test_explicit_axes_that_split_only_some_arrays(implementation, split):
+    """A by channels, others by sequences; the rest lies whole on both devices."""
+    mesh = mesh_of(2, AxisType.Explicit)
+    arguments = random_arguments(2, 20, 4, 3)
+    placed = split_along("batch", "data", mesh, arguments) | {
+        "A": jax.device_put(arguments["A"], NamedSharding(mesh, PartitionSpec("data")))
+    }
+    whole = NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh):
+        mixed = {
+            k: placed[k] if k in split.split() else jax.device_put(v, whole) for k, v in arguments.items()
+        }
+        found = value_and_gradients(mixed, implementation)
+    expected = value_and_gradients(arguments, "reference")
+    assert_close_to_reference(found, expected, implementation, rounding("float32", 20))
+
+
+@needs_two_devices
+@pytest.mark.parametrize("implementation", PALLAS)
+@pytest.mark.parametrize("mesh_is_set", [False, True])
+def test_models_of_their_own_are_not_split_over_devices(implementation, mesh_is_set):
+    """Two of one sequence each are a batch of two, whose halves have other parameters."""
+    arguments = random_arguments(1, 20, 3, 2)
+    A = jnp.stack([arguments["A"], 2 * arguments["A"]])
+    del arguments["A"]
+    mesh = mesh_of(2, AxisType.Auto)
+    where = NamedSharding(mesh, PartitionSpec("data"))
+    mapped = {k: jnp.stack([v, v]) for k, v in arguments.items() if k not in PARAMETERS}
+    shared = {k: v for k, v in arguments.items() if k in PARAMETERS}
+
+    def run(A, mapped):
+        return selective_scan(A=A, **mapped, **shared, implementation=implementation)
+
+    with jax.set_mesh(mesh) if mesh_is_set else contextlib.nullcontext():
+        y = jax.jit(jax.vmap(run))(A, jax.device_put(mapped, where))
+    for i in range(2):
+        expected = selective_scan(A=A[i], **arguments, implementation="reference")
+        assert_close(y[i], expected, rounding("float32", 20))
+
+
+@needs_two_devices
 def test_channels_that_devices_share_out_are_not_cut_further():
     arguments = random_arguments(2, 30, 256, 16)
     assert SequentialScan.channel_tile(256, 16) < 256

@@ -20,6 +20,7 @@ from jaxmamba3d.ops.selective_scan import (
     xla,
 )
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
+from jaxmamba3d.ops.selective_scan.devices import laid_out_as_u
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
 from jaxmamba3d.ops.varying import varying_axes, varying_together
 
@@ -40,6 +41,7 @@ class Implementation(NamedTuple):
 
 def _everywhere(scan, **options) -> Implementation:
     def run(arguments, delta_softplus, reverse):
+        arguments = laid_out_as_u(arguments)
         return scan(arguments, delta_softplus=delta_softplus, reverse=reverse, **options)
 
     return Implementation(run, lambda arguments, backend: None)
@@ -125,10 +127,11 @@ def selective_scan(
     Numerics:
         State and sums are float32 whatever the inputs are, sums over time in gradients included. Memory
         beyond inputs and outputs is a few times the state at chunk borders, [chunks, B, D, N] float32, and
-        the states of the chunks at work. Chunks of long sequences have 128 to 256 tokens in XLA and on TPUs,
-        32 to 256 in Triton, 16 to 256 in Mosaic GPU; XLA, where no such number divides the length, and Mosaic
-        GPU pad the sequences, which copies them. A model that is not stable (A > 0) may overflow in a chunk's
-        decay where its states would not.
+        the states of the chunks at work, in Triton's gradient of at least one a sequence; XLA also makes
+        float32 copies of bfloat16 sequences on CPUs. Chunks of long sequences have 128 to 256 tokens in XLA
+        and on TPUs, 32 to 256 in Triton, 16 to 256 in Mosaic GPU; XLA, where no such number divides the
+        length, and Mosaic GPU pad the sequences, which copies them. A model that is not stable (A > 0) may
+        overflow in a chunk's decay where its states would not.
 
     Derivatives: in reverse mode. Those of the kernels cannot be differentiated again, and none has a
     forward mode (`jax.jvp`) but `reference`.
@@ -147,6 +150,8 @@ def selective_scan(
     """
     arguments = jax.tree.map(jnp.asarray, ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0))
     _check(arguments)
+    for name, flag in (("delta_softplus", delta_softplus), ("reverse", reverse)):
+        check_that(not isinstance(flag, jax.Array), name, "known when the call is traced", "an array")
     arguments = varying_together(arguments.with_float32_parameters())
     backend = target_backend()
     if implementation is None:
@@ -166,11 +171,12 @@ def unsupported_reason(implementation: str, **arrays: jax.Array) -> str | None:
         arrays: the call's arrays, or `jax.ShapeDtypeStruct`s of theirs, by name.
 
     Raises:
-        ValueError: there is no such implementation.
+        ValueError: there is no such implementation, or an array lacks that the call needs.
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     found = {name: _as_jax_takes_it(array) for name, array in arrays.items()}
     arguments = ScanArguments(**(dict.fromkeys(ScanArguments._fields) | found))
+    _check_needed(arguments)
     return IMPLEMENTATIONS[implementation].unsupported_reason(arguments, target_backend())
 
 
@@ -198,7 +204,13 @@ def _log_choice(backend: str, name: str, reasons: str) -> None:
     logger.info("selective_scan on %s: %s%s", backend, name, f" ({reasons})" if reasons else "")
 
 
+def _check_needed(arguments: ScanArguments) -> None:
+    for name in ("u", "delta", "A", "B", "C"):
+        check_that(getattr(arguments, name) is not None, name, "an array", None)
+
+
 def _check(arguments: ScanArguments) -> None:
+    _check_needed(arguments)
     check_that(arguments.u.ndim == 3, "u", "[B, L, D]", f"shape {list(arguments.u.shape)}")
     check_that(arguments.A.ndim == 2, "A", "[D, N]", f"shape {list(arguments.A.shape)}")
     (batch, length, channels), state = arguments.u.shape, arguments.A.shape[1]

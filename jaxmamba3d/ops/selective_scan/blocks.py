@@ -7,7 +7,7 @@ Triton: a program is one or a few warps. In the forward kernels a thread holds 3
 state and decay rates take 64 registers; in the gradient kernel it holds 16, because `STRIDE` + 1 states,
 their gradient, the decay rates and their gradient are alive at once, beside what is read ahead (255
 registers; with a stride of 4 some go to memory). That kernel gets about as many programs as an H100 holds at
-once, for each has memory of its own for the states that it recomputes.
+once, but at least one a sequence, for each has memory of its own for the states that it recomputes.
 
 Mosaic GPU: a program is a warpgroup with 64 channels, N / 2 numbers of the tile a thread. The gradient kernel
 holds the states of a step in registers, at most 128 of them, and one state a step in 64 kB of shared memory,

@@ -1,9 +1,9 @@
-"""How a kernel's call is laid out over devices.
+"""How a call is laid out over devices.
 
-Sequences are independent, which JAX cannot see in a kernel: a sharded batch stays where it is, and each
-device runs its part. A batch is shared out by `jax.shard_map` over the explicit axes of its type, or over the
-batch axes of the mesh that `jax.set_mesh` set; without either by `custom_partitioning`, which TPUs lack
-(github.com/jax-ml/jax/issues/38196). Inside of another `jax.shard_map` a call is one device's already.
+Sequences are independent, which JAX cannot see in a kernel (`on_devices`): a sharded batch stays where it is,
+and each device runs its part. A batch is shared out by `jax.shard_map` over the explicit axes of its type, or
+over the batch axes of the mesh that `jax.set_mesh` set; without either by `custom_partitioning`, which TPUs
+lack (github.com/jax-ml/jax/issues/38196). Inside of another `jax.shard_map` a call is one device's already.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxmamba3d.ops.backend import batch_axes, target_backend
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
 
 
 def on_devices(function, batched, parameters):
@@ -49,6 +50,33 @@ def split_by_sequence(batched, parameters):
         return batched, parameters
     split, whole = (NamedSharding(mesh, PartitionSpec(*parts)) for parts in ([axes], []))
     return jax.sharding.reshard(batched, split), jax.sharding.reshard(parameters, whole)
+
+
+def laid_out_as_u(arguments: ScanArguments) -> ScanArguments:
+    """Arrays over explicit axes, which plain XLA takes only where they agree: split as u is along the batch
+    and the channels, whose parts are independent, and along nothing else."""
+    where = jax.typeof(arguments.u).sharding
+    if not where.mesh.explicit_axes:
+        return arguments
+    batch, _, channels = where.spec
+    sequence, column, row = (batch, None, channels), (batch, None, None), (channels,)
+    splits = ScanArguments(
+        u=sequence,
+        delta=sequence,
+        A=(channels, None),
+        B=column,
+        C=column,
+        D=row,
+        z=sequence,
+        delta_bias=row,
+        h0=(batch, channels, None),
+    )
+
+    def placed(array, split):
+        target = NamedSharding(where.mesh, PartitionSpec(*split))
+        return None if array is None else jax.sharding.reshard(array, target)
+
+    return ScanArguments(*map(placed, arguments, splits))
 
 
 def _explicit_mesh(batched) -> tuple[AbstractMesh, tuple[str, ...]]:

@@ -1,11 +1,14 @@
 """The definition of the selective scan: one `lax.scan` over time in float32, differentiated by JAX."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate, step_size
 
 
+@functools.partial(jax.jit, static_argnames=("delta_softplus", "reverse"))
 def scan(arguments: ScanArguments, *, delta_softplus: bool, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """y [B, L, D] in u's dtype and the last state [B, D, N] in float32."""
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments

@@ -151,6 +151,7 @@ class _Options:
     delta_softplus: bool
     reverse: bool
     length: int
+    states: int
 
     @property
     def chunk(self) -> int:
@@ -192,6 +193,27 @@ def _over_chunks(body, carry, options: _Options, tokens, extra=None, reverse=Fal
     return carry, jax.tree.map(join, joined), stacked
 
 
+def _over_tiles(options: _Options, of_tile, *rows):
+    """of_tile(*rows) -> rows, columns: of the channels of one tile after the others; columns are summed.
+
+    Rows are trees of arrays [..., D], the first of them u [T, D].
+    """
+    u, channels = rows[0], rows[0].shape[-1]
+    tile = options.inner.channel_tile(channels, options.states)
+    # Channels that devices share out over an explicit axis are few for each, and may not be cut across them.
+    if tile == channels or jax.typeof(u).sharding.spec[-1] is not None:
+        return of_tile(*rows)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, tile), -2, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], channels)
+
+    rows, columns = lax.map(lambda rows: of_tile(*rows), jax.tree.map(split, rows))
+    return jax.tree.map(join, rows), jax.tree.map(lambda x: jnp.sum(x, axis=0), columns)
+
+
 def _forward(options: _Options, arguments: ScanArguments):
     """y [L, D], the last state [N, D], and the state before each chunk [chunks, N, D]."""
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments
@@ -200,9 +222,14 @@ def _forward(options: _Options, arguments: ScanArguments):
 
     def body(h, index, tokens, _):
         u, delta, B, C, z = tokens
-        prepared = options.prepare(index, u, delta, B, C, delta_bias)
-        h_out, y, _ = options.inner.outputs(prepared, A, h, options.reverse, keep_states=False)
-        return h_out, (skip_and_gate(y, u, D, z).astype(u.dtype), h)
+
+        def of_tile(u, delta, z, h, A, D, delta_bias):
+            prepared = options.prepare(index, u, delta, B, C, delta_bias)
+            h_out, y, _ = options.inner.outputs(prepared, A, h, options.reverse, keep_states=False)
+            return (h_out, skip_and_gate(y, u, D, z).astype(u.dtype)), None
+
+        (h_out, y), _ = _over_tiles(options, of_tile, u, delta, z, h, A, D, delta_bias)
+        return h_out, (y, h)
 
     return _over_chunks(body, h_in, options, (u, delta, B, C, z), reverse=options.reverse)
 
@@ -225,22 +252,29 @@ def _scan_backward(options: _Options, residuals, gradients):
     parameters = (D, delta_bias)
 
     def body(carry, index, tokens, h_in):
-        g_h, g_A, g_parameters = carry
         u, delta, B, C, z, g_out = tokens
-        exact_u = u.astype(jnp.float32)  # both its gradients are summed before they are rounded
-        prepared, prepare_vjp = jax.vjp(
-            functools.partial(options.prepare, index), exact_u, delta, B, C, delta_bias
-        )
-        _, y, h_before = options.inner.outputs(prepared, A_rows, h_in, options.reverse, keep_states=True)
-        _, gate_vjp = jax.vjp(skip_and_gate, y, exact_u, D, z)
-        g_y, g_u_skip, g_D, g_z = gate_vjp(g_out.astype(jnp.float32))
-        g_h, g_A_chunk, g_prepared = options.inner.gradients(
-            prepared, A_rows, h_before, g_y, g_h, options.reverse
-        )
-        g_u, g_delta, g_B, g_C, g_bias = prepare_vjp(g_prepared)
-        g_u = (g_u + g_u_skip).astype(u.dtype)
-        g_parameters = jax.tree.map(jnp.add, g_parameters, (g_D, g_bias))
-        return (g_h, g_A + g_A_chunk, g_parameters), ((g_u, g_delta, g_B, g_C, g_z), None)
+        wide_B, wide_C = (x.astype(jnp.float32) for x in (B, C))  # their gradients are sums over all tiles
+
+        def of_tile(u, delta, z, g_out, h_in, carry, A, D, delta_bias):
+            g_h, g_A, g_parameters = carry
+            exact_u = u.astype(jnp.float32)  # both its gradients are summed before they are rounded
+            prepared, prepare_vjp = jax.vjp(
+                functools.partial(options.prepare, index), exact_u, delta, wide_B, wide_C, delta_bias
+            )
+            _, y, h_before = options.inner.outputs(prepared, A, h_in, options.reverse, keep_states=True)
+            _, gate_vjp = jax.vjp(skip_and_gate, y, exact_u, D, z)
+            g_y, g_u_skip, g_D, g_z = gate_vjp(g_out.astype(jnp.float32))
+            g_h, g_A_chunk, g_prepared = options.inner.gradients(
+                prepared, A, h_before, g_y, g_h, options.reverse
+            )
+            g_u, g_delta, g_B, g_C, g_bias = prepare_vjp(g_prepared)
+            g_u = (g_u + g_u_skip).astype(u.dtype)
+            g_parameters = jax.tree.map(jnp.add, g_parameters, (g_D, g_bias))
+            return ((g_h, g_A + g_A_chunk, g_parameters), (g_u, g_delta, g_z)), (g_B, g_C)
+
+        rows = u, delta, z, g_out, h_in, carry, A_rows, D, delta_bias
+        (carry, (g_u, g_delta, g_z)), (g_B, g_C) = _over_tiles(options, of_tile, *rows)
+        return carry, ((g_u, g_delta, g_B.astype(B.dtype), g_C.astype(C.dtype), g_z), None)
 
     carry = (g_last.T, jnp.zeros_like(A_rows), jax.tree.map(jnp.zeros_like, parameters))
     carry, g_tokens, _ = _over_chunks(
@@ -255,37 +289,11 @@ def _scan_backward(options: _Options, residuals, gradients):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _scan_by_tiles(options: _Options, arguments: ScanArguments) -> tuple[jax.Array, jax.Array]:
-    """`_scan` of one sequence, for some channels after the others."""
-    channels, states = arguments.A.shape
-    tile = options.inner.channel_tile(channels, states)
-    # Channels that devices share out over an explicit axis are few for each, and may not be cut across them.
-    if tile == channels or jax.typeof(arguments.u).sharding.spec[-1] is not None:
-        return _scan(options, arguments)
-
-    def split(x):
-        return None if x is None else jnp.moveaxis(x.reshape(*x.shape[:-1], -1, tile), -2, 0)
-
-    def rows(x):
-        return None if x is None else x.reshape(-1, tile, states)
-
-    u, delta, A, B, C, D, z, delta_bias, h0 = arguments
-    B, C = (x.astype(jnp.float32) for x in (B, C))  # so that their gradients are sums of all tiles in float32
-    tiles = [split(u), split(delta), rows(A), split(D), split(z), split(delta_bias), rows(h0)]
-
-    def one(tiles):
-        u, delta, A, D, z, delta_bias, h0 = tiles
-        return _scan(options, ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0))
-
-    y, last_state = lax.map(one, tiles)
-    return jnp.moveaxis(y, 0, -2).reshape(u.shape), last_state.reshape(channels, states)
-
-
+@functools.partial(jax.jit, static_argnames=("inner", "delta_softplus", "reverse"))
 def scan(
     arguments: ScanArguments, *, inner: type[InnerScan], delta_softplus: bool, reverse: bool
 ) -> tuple[jax.Array, jax.Array]:
     """y [B, L, D] in u's dtype and the last state [B, D, N] in float32."""
-    options = _Options(inner, delta_softplus, reverse, arguments.u.shape[1])
-    one_sequence = functools.partial(_scan_by_tiles, options)
+    options = _Options(inner, delta_softplus, reverse, arguments.u.shape[1], arguments.A.shape[1])
     a_sequence = ScanArguments(u=0, delta=0, A=None, B=0, C=0, D=None, z=0, delta_bias=None, h0=0)
-    return jax.vmap(one_sequence, in_axes=(a_sequence,))(arguments)
+    return jax.vmap(functools.partial(_scan, options), in_axes=(a_sequence,))(arguments)
