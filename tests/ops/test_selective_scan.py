@@ -239,17 +239,19 @@ def test_gradients_of_bfloat16_weights_are_rounded_once(implementation, shape, b
     assert SequentialScan.channel_tile(256, 16) < 256
     exact = {name: value.astype(jnp.float32) for name, value in arguments.items()}
 
-    def gradients(arguments):
+    def gradients(arguments, implementation):
         def loss(arguments):
             return jnp.sum(selective_scan(**arguments, implementation=implementation).astype(jnp.float32))
 
         with override_blocks(**blocks):
             return jax.grad(loss)(arguments)
 
-    found, expected = gradients(arguments), gradients(exact)
+    found, expected = gradients(arguments, implementation), gradients(exact, "reference")
     for name in ("u", "B", "C"):
         rounded = np.asarray(found[name], np.float32)
         assert np.all(np.abs(rounded - expected[name]) <= 2.0**-8 * np.abs(expected[name]) + 1e-5), name
+        # But for those that float32's own rounding moves over a border.
+        assert np.mean(found[name] == expected[name].astype(jnp.bfloat16)) > 0.97, name
 
 
 @pytest.mark.parametrize("implementation", ["reference", *TESTED])
