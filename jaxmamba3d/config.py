@@ -248,6 +248,8 @@ class TrainConfig:
             once; the result is the batch's.
         shard_parameters: devices that share out parameters and optimizer state; 1: each holds all.
         distributed: several processes train together (SLURM, MPI, Kubernetes, TPU pods; see the README).
+        start_from: folder of another run's fold, such as runs/segmamba/fold_0, whose parameters the training
+            starts from where names and shapes agree.
         non_finite: what a loss or gradient that is not finite does: "stop" the run, or "skip" the step.
         allow_changed_settings: go on from a checkpoint that was trained with other settings; net, plans,
             labels and cases must be the same all the same.
@@ -264,6 +266,7 @@ class TrainConfig:
     accumulate: int = 1
     shard_parameters: int = 1
     distributed: bool = False
+    start_from: str | None = None
     non_finite: Literal["stop", "skip"] = "stop"
     allow_changed_settings: bool = False
     keep_checkpoints: int = 1
@@ -322,7 +325,14 @@ class ExperimentConfig:
 
         Its length is one of them only where the learning rate depends on it: others can be prolonged.
         """
-        names = ["steps_per_epoch", "mirror_axes", "rotate_and_scale", "vary_intensities", "seed"]
+        names = [
+            "steps_per_epoch",
+            "mirror_axes",
+            "rotate_and_scale",
+            "vary_intensities",
+            "seed",
+            "start_from",
+        ]
         if self.optim.schedule == "one_cycle":
             names.append("epochs")
         return {

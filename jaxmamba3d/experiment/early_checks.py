@@ -10,6 +10,7 @@ from flax import nnx
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import Workspace, read_label_values
+from jaxmamba3d.experiment.pretrained import check_source
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.run import Run, describe_run
@@ -27,7 +28,9 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     Classes that no case of a fold has are a warning, for data is as it is.
 
     Raises:
-        ValueError: the net does not fit the patch, or the batch the devices; the run folder is another run's,
+        FileNotFoundError: there is no run to start from.
+        ValueError: the net does not fit the patch, or the batch the devices; the run to start from is of
+            another net; the run folder is another run's,
             is in use, holds imported weights or may not be written; or the training cases of a fold are
             background alone.
         UnsupportedError: the implementation of the scan that the config names cannot run the net's.
@@ -42,6 +45,8 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
         if is_first_process():  # when the others check, it holds the lock for all of them
             run.check_free(fold)
         check_can_go_on(run.checkpoints(fold), config)
+    if train.start_from is not None:
+        check_source(train.start_from, run.abstract_net())
     if run.net.scan_implementation is not None:
         _check_scans(run)
     names = {name for fold in folds for part in PARTS for name in workspace.split(fold)[part]}

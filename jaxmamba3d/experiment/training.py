@@ -7,15 +7,16 @@ import jax
 from jaxmamba3d.data import Workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.prediction import check_window_batch
+from jaxmamba3d.experiment.pretrained import start_from
 from jaxmamba3d.run import Run
-from jaxmamba3d.training import SETTINGS, train_fold
+from jaxmamba3d.training import SETTINGS, has_checkpoint, train_fold
 
 
 def train(run: Run, workspace: Workspace, fold: int) -> None:
     """Trains a fold, or goes on where it stopped.
 
     Raises:
-        ValueError: see `check_window_batch` and `train_fold`.
+        ValueError: see `start_from`, `check_window_batch` and `train_fold`.
         FloatingPointError, InterruptedTraining: see `train_fold`.
     """
     check_window_batch(run)
@@ -45,8 +46,11 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
         "training cases": sorted(split["train"]),
         SETTINGS: run.config.decisive_settings(),
     }
+    net = run.build_net()
+    if train_config.start_from is not None and not has_checkpoint(run.checkpoints(fold)):
+        start_from(train_config.start_from, net)
     train_fold(
-        run.build_net(),
+        net,
         run.config,
         task,
         training_batches=batches(split["train"], train_config.seed, task.augmentation.initial_patch_size),
