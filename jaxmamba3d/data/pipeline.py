@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from jaxmamba3d.checks import check_positive, check_that
-from jaxmamba3d.data.case_files import IMAGE, centres_of, forget_cases, open_case
+from jaxmamba3d.data.case_files import IMAGE, centres_of, open_case
 from jaxmamba3d.data.patches import Triple, cut_into, draw_corner, is_forced
 from jaxmamba3d.labels import OUTSIDE
 
@@ -131,7 +131,6 @@ def training_batches(
     for folder in folders:
         if not (folder / IMAGE).is_file():
             raise FileNotFoundError(f"{folder}: no preprocessed case; run `jaxmamba3d preprocess`")
-    forget_cases()
     source = PatchSource(folders, patch_size, final_patch_size, batch_size, foreground_fraction, seed)
     local = batch_size // process_count
 

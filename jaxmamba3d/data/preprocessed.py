@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmamba3d.checks import check_choice, check_that
-from jaxmamba3d.data.case_files import Centres, is_made_from, write_case
+from jaxmamba3d.data.case_files import Centres, forget_cases, is_made_from, write_case
 from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.inspection import inspect_case
 from jaxmamba3d.data.parallel import map_cases
@@ -80,6 +80,7 @@ def preprocess_dataset(
         _preprocess_and_write, plans, configuration, dataset.channel_names, dataset.labels, output
     )
     problems = map_cases(work, todo, processes=processes, description=f"preprocess {configuration}")
+    forget_cases()
     failures = [problem for problem in problems if problem]
     if failures:
         raise ValueError(f"{len(failures)} of {len(dataset.cases)} cases are bad: " + "; ".join(failures))

@@ -1,12 +1,11 @@
 """The stream of training batches: reproducible, resumable, divisible among processes."""
 
 import itertools
-import shutil
 
 import numpy as np
 import pytest
 
-from jaxmamba3d.data.case_files import Centres, centres_of, open_case, write_case
+from jaxmamba3d.data.case_files import Centres, centres_of, forget_cases, open_case, write_case
 from jaxmamba3d.data.patches import foreground_table
 from jaxmamba3d.data.pipeline import training_batches
 
@@ -154,24 +153,6 @@ def test_arguments_that_make_no_sense(cases, options, message):
         stream(cases, **{"batch_size": 2} | options)
 
 
-def test_cases_that_are_preprocessed_again_are_read_again(cases, tmp_path):
-    cases = shutil.copytree(cases, tmp_path / "cases")
-    before = take(stream(cases), 1)
-    for name in NAMES:
-        image, label = (np.load(cases / name / file) for file in ("image.npy", "label.npy"))
-        write_case(
-            cases / name,
-            image=image + 100,
-            label=label,
-            centres=Centres(tuple(foreground_table(label, [(1,), (2,)]))),
-            properties={},
-            identity=[],
-        )
-    (after,) = take(stream(cases), 1)
-    inside = before[0]["image"] != 0
-    np.testing.assert_array_equal(after["image"][inside], before[0]["image"][inside] + 100)
-
-
 def test_voxels_to_centre_on_are_read_one_structure_at_a_time(cases):
     structures, annotated = centres_of(cases / NAMES[0])
     with np.load(cases / NAMES[0] / "foreground.npz") as tables:
@@ -183,6 +164,7 @@ def test_voxels_to_centre_on_are_read_one_structure_at_a_time(cases):
 
 def test_files_are_opened_once_a_case(cases):
     """Or twice, by two threads in the same moment; then a patch costs its own bytes alone."""
+    forget_cases()
     take(stream(cases, batch_size=9), 20)
     for reader in (open_case, centres_of):
         assert reader.cache_info().misses <= 2 * len(NAMES)

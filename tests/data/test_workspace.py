@@ -12,6 +12,7 @@ from nnunet_golden import recorded
 from small_datasets import change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 
 from jaxmamba3d.data.case_files import centres_of, open_case
+from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
 from jaxmamba3d.files import alone_in
@@ -144,6 +145,21 @@ def test_a_case_that_lost_data_is_preprocessed_again(dataset, tmp_path, name, si
     workspace.preprocess(processes=1)
     assert path.read_bytes() == whole or name == "foreground.npz"  # a zip file holds its time
     assert path.stat().st_size == len(whole)
+
+
+def test_cases_that_are_preprocessed_again_are_read_again(dataset, tmp_path):
+    """By whoever begins to, in the same process too."""
+    workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
+
+    def label():
+        folder = workspace.preprocess(processes=1)
+        batches = training_batches(folder, ["case_0"], patch_size=(12, 14, 10), batch_size=1)
+        return next(batches)["label"]
+
+    before = label()
+    assert set(np.unique(before[before >= 0])) == {0, 1, 2}
+    write_nifti(dataset / "labelsTr" / "case_0.nii.gz", np.ones((12, 14, 10), np.uint8))
+    assert set(np.unique(label()[before >= 0])) == {1}
 
 
 def test_another_description_than_was_planned(dataset, tmp_path):
