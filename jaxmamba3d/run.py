@@ -36,8 +36,8 @@ from jaxmamba3d.training import (
 
 logger = logging.getLogger(__name__)
 
-NET, LABELS, POSTPROCESSING, SPLITS = "net.json", "labels.json", "postprocessing.json", "splits_final.json"
-VERSIONS = "versions.json"
+CONFIG, NET, PLANS, LABELS = "config.json", "net.json", "nnUNetPlans.json", "labels.json"
+POSTPROCESSING, SPLITS, VERSIONS = "postprocessing.json", "splits_final.json", "versions.json"
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _describe(config: ExperimentConfig, plans: Plans, channels: int, labels: Lab
         wanted = f"divisible by the net's {stride} along {axis}"
         check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
     run = Run(Path(config.output), config, net, plans, labels)
-    if run.begun_folds():
+    if run.begun_folds() and not _lacking(run.folder):
         _check_same(open_run(run.folder), run)
     return run
 
@@ -261,9 +261,9 @@ def _describe(config: ExperimentConfig, plans: Plans, channels: int, labels: Lab
 def _write(run: Run) -> Run:
     """As it is read back."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.folder / "config.json", to_json(run.config))
+    write_text(run.folder / CONFIG, to_json(run.config))
     write_text(run.folder / NET, to_json(run.net))
-    save_plans(run.plans, run.folder / "nnUNetPlans.json")
+    save_plans(run.plans, run.folder / PLANS)
     write_json(run.folder / LABELS, run.labels.to_json())
     write_json(run.folder / VERSIONS, _versions())
     return open_run(run.folder)
@@ -314,18 +314,24 @@ def open_run(folder: str | Path) -> Run:
     """The run folder that an earlier call described.
 
     Raises:
-        FileNotFoundError: it is not one.
+        FileNotFoundError: it is not one, or lacks a file.
     """
     folder = Path(folder)
-    if not (folder / NET).is_file():
-        raise FileNotFoundError(f"{folder}: not a run folder (it has no {NET}); train.py makes one")
+    if lacking := _lacking(folder):
+        remedy = "train.py makes one, and mends one that lost a file"
+        raise FileNotFoundError(f"{folder}: not a run folder (it has no {', '.join(lacking)}); {remedy}")
     return Run(
         folder,
-        read_json(ExperimentConfig, folder / "config.json"),
+        read_json(ExperimentConfig, folder / CONFIG),
         read_json(NetConfig, folder / NET),
-        load_plans(folder / "nnUNetPlans.json"),
+        load_plans(folder / PLANS),
         Labels.from_json(load_json(folder / LABELS, "the labels")),
     )
+
+
+def _lacking(folder: Path) -> list[str]:
+    """Which of the files that describe a run are not there."""
+    return [name for name in (CONFIG, NET, PLANS, LABELS) if not (folder / name).is_file()]
 
 
 def resolve_net(options: NetOptions, plan: Configuration, in_channels: int, labels: Labels) -> NetConfig:

@@ -19,7 +19,7 @@ from jaxmamba3d.config import (
     NetOptions,
     to_json,
 )
-from jaxmamba3d.data import plan_workspace
+from jaxmamba3d.data import open_workspace, plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.labels import Labels
@@ -161,6 +161,21 @@ def test_a_trained_run_is_not_described_anew(finished, tmp_path):
     config = dataclasses.replace(run.config, output=str(tmp_path / "run"), net=other)
     with pytest.raises(ValueError, match=r"the trained run .* got net\.name resunet there, segmamba here$"):
         experiment.run_experiment(config)
+    assert open_run(tmp_path / "run").net == run.net
+
+
+@pytest.mark.parametrize("name", ["config.json", "net.json", "nnUNetPlans.json", "labels.json"])
+def test_a_run_that_lost_a_file_is_mended_by_its_training(finished, tmp_path, name):
+    run, _ = finished
+    path = shutil.copytree(run.folder, tmp_path / "run") / name
+    path.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"not a run folder \(it has no {name}\); train\.py .* mends"
+    ):
+        open_run(tmp_path / "run")
+    start_run(
+        dataclasses.replace(run.config, output=str(tmp_path / "run")), open_workspace(run.folder / "work")
+    )
     assert open_run(tmp_path / "run").net == run.net
 
 
