@@ -325,14 +325,7 @@ class ExperimentConfig:
 
         Its length is one of them only where the learning rate depends on it: others can be prolonged.
         """
-        names = [
-            "steps_per_epoch",
-            "mirror_axes",
-            "rotate_and_scale",
-            "vary_intensities",
-            "seed",
-            "start_from",
-        ]
+        names = ["steps_per_epoch", "mirror_axes", "rotate_and_scale", "vary_intensities", "seed"]
         if self.optim.schedule == "one_cycle":
             names.append("epochs")
         return {

@@ -253,8 +253,8 @@ def _describe(config: ExperimentConfig, plans: Plans, channels: int, labels: Lab
         wanted = f"divisible by the net's {stride} along {axis}"
         check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
     run = Run(Path(config.output), config, net, plans, labels)
-    if run.begun_folds() and not _lacking(run.folder):
-        _check_same(open_run(run.folder), run)
+    if run.begun_folds():
+        _check_same(run)
     return run
 
 
@@ -269,20 +269,28 @@ def _write(run: Run) -> Run:
     return open_run(run.folder)
 
 
-def _check_same(there: Run, here: Run) -> None:
+def _check_same(here: Run) -> None:
     """Refuses to describe a trained run anew in what its checkpoints and their predictions depend on."""
-    before, now = _description(there), _description(here)
-    fold = here.config.data.fold
-    trained = [
-        n for n in there.trained_folds() if fold in (n, "all") and not is_imported(there.checkpoints(n))
-    ]
-    if trained:  # a call that was refused later may have changed what config.json says
-        before[SETTINGS] = read_saved(there.checkpoints(trained[0])).identity[SETTINGS]
+    now = _description(here)
+    identities = {
+        fold: read_saved(here.checkpoints(fold)).identity
+        for fold in here.trained_folds()
+        if not is_imported(here.checkpoints(fold))
+    }
+    if identities and _lacking(here.folder):
+        known = list(identities.values())  # which know all but the plans
+    else:
+        known = [_description(open_run(here.folder))]
+        at_hand = [identities[n] for n in identities if here.config.data.fold in (n, "all")]
+        if at_hand:  # a call that was refused later may have changed what config.json says
+            known[0][SETTINGS] = at_hand[0][SETTINGS]
     if here.config.train.allow_changed_settings:
-        del before[SETTINGS], now[SETTINGS]
-    different = "; ".join(differences(before, now))
-    wish = "of the same net, data and settings as now (or choose another output)"
-    check_that(not different, f"the trained run {there.folder}", wish, different)
+        del now[SETTINGS]
+    for before in known:
+        shared = before.keys() & now.keys()
+        different = "; ".join(differences(*({key: x[key] for key in sorted(shared)} for x in (before, now))))
+        wish = "of the same net, data and settings as now (or choose another output)"
+        check_that(not different, f"the trained run {here.folder}", wish, different)
 
 
 def _description(run: Run) -> dict[str, Any]:

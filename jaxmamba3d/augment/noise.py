@@ -9,7 +9,7 @@ PROBABILITY, DEVIATIONS = 0.1, (0.0, 0.1)
 
 
 def draw_noise(numbers: jax.Array, key: jax.Array) -> Effect:
-    """With probability 0.1 noise of a deviation in 0..0.1, the same for all channels.
+    """With probability 0.1 noise of a deviation in 0..0.1, the same noise in all channels.
 
     nnU-Net calls that range a variance, and uses it as the standard deviation.
 
@@ -19,9 +19,10 @@ def draw_noise(numbers: jax.Array, key: jax.Array) -> Effect:
 
     Source: batchgeneratorsv2, transforms/intensity/gaussian_noise.py.
     """
+    strength = key, between(numbers[0, 1], DEVIATIONS)
     channels = numbers.shape[0]
-    deviations = jnp.broadcast_to(between(numbers[0, 1], DEVIATIONS), (channels,))
-    return Effect(numbers[0, 0] < PROBABILITY, (jax.random.split(key, channels), deviations))
+    of_each = (jnp.broadcast_to(number, (channels, *number.shape)) for number in strength)
+    return Effect(numbers[0, 0] < PROBABILITY, tuple(of_each))
 
 
 def add_noise(volume: jax.Array, key: jax.Array, deviation: jax.Array) -> jax.Array:

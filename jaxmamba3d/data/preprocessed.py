@@ -66,10 +66,8 @@ def preprocess_dataset(
     gone -= {case.name for case in dataset.cases}
     logger.info("%d of %d cases are preprocessed already", len(dataset.cases) - len(todo), len(dataset.cases))
     if changed:
-        what = (
-            "files of %s changed since they were preprocessed, or what was made of them is damaged; once more"
-        )
-        logger.info(what, ", ".join(changed))
+        names = ", ".join(changed)
+        logger.info("files of %s changed since they were preprocessed, or are damaged; once more", names)
     if gone:
         logger.info("%s are no cases of the folds of %s; not used", ", ".join(sorted(gone)), dataset.folder)
     if not todo:

@@ -21,8 +21,6 @@ from jaxmamba3d.files import FileIdentities, alone_in, check_writable, load_json
 logger = logging.getLogger(__name__)
 
 PLANS, SPLITS, SOURCE = "nnUNetPlans.json", "splits_final.json", "source.json"
-FINGERPRINT = "dataset_fingerprint.json"
-"""Only where the plans were made here."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +164,18 @@ def plan_workspace(
     cases = {case.name: case.identity() for case in dataset.cases}
     with alone_in(folder, busy=lambda: logger.info("waiting: another process plans %s", folder)):
         if fingerprint is not None:
-            save_fingerprint(fingerprint, folder / FINGERPRINT)
+            save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
         save_plans(plans, folder / PLANS)
         write_json(folder / SPLITS, splits)
         # Last, because its presence says that the rest is complete.
-        source = {"dataset": str(dataset_folder), "memory_gb": memory_gb, "own_splits": own_splits}
-        write_json(folder / SOURCE, source | {"cases": cases})
+        source = {
+            "dataset": str(dataset_folder),
+            "memory_gb": memory_gb,
+            "own_splits": own_splits,
+            "channel_names": None if plans_file else dataset.channel_names,
+            "cases": cases,
+        }
+        write_json(folder / SOURCE, source)
     for name, chosen in plans.configurations.items():
         facts = f"spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
@@ -217,11 +221,13 @@ def open_workspace(folder: str | Path) -> Workspace:
     splits = load_splits(folder / SPLITS, [*names, *gone])
     _check_cases(folder, dataset, planned, splits)
     workspace = Workspace(folder, dataset, load_plans(folder / PLANS), splits)
-    _check_description(workspace, source.get("own_splits"))
+    _check_description(workspace, source.get("own_splits"), source.get("channel_names"))
     return workspace
 
 
-def _check_description(workspace: Workspace, own_splits: bool | None) -> None:
+def _check_description(
+    workspace: Workspace, own_splits: bool | None, channel_names: list[str] | None
+) -> None:
     """Refuses plans and splits that are not what the dataset says by now, if they were made of it."""
     folder, dataset = workspace.folder, workspace.dataset
     found = dataset.folder / SPLITS
@@ -229,11 +235,10 @@ def _check_description(workspace: Workspace, own_splits: bool | None) -> None:
         same = load_splits(found, workspace.case_names) == workspace.splits
         wish = f"split by {found} as it is now (plan into a new work folder)"
         check_that(same, f"work folder {folder}", wish, "other splits")
-    if (folder / FINGERPRINT).is_file():
-        schemes = tuple(map(normalization_of, dataset.channel_names))
-        planned = next(iter(workspace.plans.configurations.values())).normalization_schemes
+    if channel_names is not None:
+        then, now = ([*map(normalization_of, names)] for names in (channel_names, dataset.channel_names))
         wish = f"planned for the channels {', '.join(dataset.channel_names)} (plan into a new work folder)"
-        check_that(schemes == tuple(planned), f"work folder {folder}", wish, ", ".join(planned))
+        check_that(then == now, f"work folder {folder}", wish, ", ".join(channel_names))
 
 
 def _check_cases(

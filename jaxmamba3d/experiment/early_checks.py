@@ -14,7 +14,7 @@ from jaxmamba3d.experiment.pretrained import check_source
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.run import Run, describe_run
-from jaxmamba3d.training import check_can_go_on, devices_for, is_first_process
+from jaxmamba3d.training import check_can_go_on, devices_for, has_checkpoint, is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
         if is_first_process():  # when the others check, it holds the lock for all of them
             run.check_free(fold)
         check_can_go_on(run.checkpoints(fold), config)
-    if train.start_from is not None:
+    if train.start_from is not None and not all(has_checkpoint(run.checkpoints(fold)) for fold in folds):
         check_source(train.start_from, run.abstract_net())
     if run.net.scan_implementation is not None:
         _check_scans(run)

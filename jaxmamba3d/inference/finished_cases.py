@@ -29,7 +29,7 @@ class Record(TypedDict):
 
     digest: str
     cases: dict[str, Finished]
-    claimed: list[str]
+    claimed: list[str] | None
 
 
 def digest_of(variables: Any, settings: dict[str, Any]) -> str:
@@ -101,11 +101,18 @@ class FinishedCases:
 
 
 def check_only_own(folder: Path, cases: Sequence[Case], endings: Sequence[str]) -> None:
-    """Raises ValueError if outputs would take the place of files that no prediction into this folder made."""
-    claimed = _claimed_in(_read_records(folder).values())
+    """Raises ValueError if outputs would take the place of files that no prediction into this folder made.
+
+    Where a record cannot be read, or is of a version that noted only what was finished, any may have been.
+    """
+    records = _read_records(folder)
+    whole = all(record["claimed"] is not None for record in records.values())
+    if not whole or len(records) < len(list(folder.glob(f"{RECORD}*.json"))):
+        return
+    claimed = _claimed_in(records.values())
     names = (f"{case.name}{ending}" for case in cases if case.name not in claimed for ending in endings)
     foreign = [name for name in names if (folder / name).exists()]
-    wish = "a folder without files that are not predictions of its own and would be overwritten"
+    wish = "a folder without other files that would be overwritten (remove them, or choose another)"
     check_that(not foreign, "output", wish, f"{', '.join(foreign[:3])} in {folder}")
 
 
@@ -115,10 +122,10 @@ def _read_records(folder: Path) -> dict[Path, Record]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(path.read_text())
             found[path] = Record(
-                digest=content["digest"], cases=dict(content["cases"]), claimed=content.get("claimed", [])
+                digest=content["digest"], cases=dict(content["cases"]), claimed=content.get("claimed")
             )
     return found
 
 
 def _claimed_in(records: Iterable[Record]) -> set[str]:
-    return {name for record in records for name in (*record["cases"], *record["claimed"])}
+    return {name for record in records for name in (*record["cases"], *(record["claimed"] or ()))}

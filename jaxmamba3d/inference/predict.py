@@ -113,10 +113,8 @@ def predict_cases(
     process = jax.process_index()
     digest = digest_of(folds, made_with)
     finished = FinishedCases(output, digest, endings, writer=process, writers=jax.process_count())
-    share = cases[process :: jax.process_count()]
-    if share:
-        finished.begin(cases)
-    cases = share
+    finished.begin(cases)
+    cases = cases[process :: jax.process_count()]
     remaining = finished.remaining(cases)
     if len(remaining) < len(cases):
         logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)

@@ -25,6 +25,12 @@ from jaxmamba3d.wording import memory
 CHECKPOINTS = "checkpoints"
 """Their folder in that of a fold."""
 
+LOOP_CLOSED = "Event loop is closed"
+"""What TensorStore's threads say to tasks that Orbax has given up."""
+
+DAMAGES = "OUT_OF_RANGE|DATA_LOSS|NOT_FOUND|FAILED_PRECONDITION|not found in the checkpoint|is not JSON"
+"""In errors of files that are not whole."""
+
 SETTINGS = "settings"
 """The part of a checkpoint's identity that a training may be allowed to change on its way."""
 
@@ -135,7 +141,8 @@ class Checkpoints:
             return None
         self._check_identity(saved.identity)
         rest = (template.optimizer, template.step)
-        with _damage_named(_latest(self._folder)):
+        latest = _latest(self._folder)
+        with _damage_named(latest, _without(latest)):
             restored = self._managers["latest"].restore(
                 saved.step,
                 args=ocp.args.Composite(
@@ -182,7 +189,7 @@ def read_saved(folder: Path) -> Saved | None:
         return None
     latest = _latest(folder)
     check_that(not is_imported(folder), str(latest), "of a training to go on with", "imported weights")
-    with _damage_named(latest):
+    with _damage_named(latest, _without(latest)):
         meta = load_json(latest / "meta" / "metadata", "how far a training has come")
         identity = meta.pop("identity")
         return Saved(int(latest.name), identity, Position(**meta | {"so_far": EpochSoFar(**meta["so_far"])}))
@@ -223,7 +230,9 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )
     options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
-    with ocp.CheckpointManager(steps, options=options) as manager, _damage_named(_latest(folder, which)):
+    remedy = "train this fold again"
+    named = _damage_named(_latest(folder, which), remedy)
+    with ocp.CheckpointManager(steps, options=options) as manager, named:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(template, here)))
         return _unflatten(template, manager.restore(manager.latest_step(), args=args)["params"])
@@ -236,22 +245,27 @@ def check_path(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _damage_named(checkpoint: Path) -> Iterator[None]:
-    """Says in one sentence, with a remedy, what Orbax and TensorStore say of a file that is not whole."""
+def _damage_named(checkpoint: Path, remedy: str) -> Iterator[None]:
+    """Says in one sentence what Orbax and TensorStore say of a file that is not there or not whole."""
     try:
         with _abandoned_tasks_silent():
             yield
     except Exception as error:  # Orbax raises this very class
         cause = error.__cause__ or error
-        if "RESOURCE_EXHAUSTED" in f"{error} {cause}":
+        lost = isinstance(cause, FileNotFoundError | json.JSONDecodeError)
+        if not lost and not re.search(DAMAGES, str(cause)):
             raise
-        older = sorted(int(p.name) for p in checkpoint.parent.iterdir() if p.name.isdigit())[:-1]
-        remedy = f"go on from that of step {older[-1]}" if older else "train without it"
         reason = " ".join(str(cause).split())[:200]
         raise ValueError(
             f"{checkpoint} must be a whole checkpoint, got {type(cause).__name__}: {reason}; copy it again, "
-            f"or remove it to {remedy}"
+            f"or {remedy}"
         ) from error
+
+
+def _without(checkpoint: Path) -> str:
+    """What a training can do about a damaged checkpoint."""
+    older = sorted(int(p.name) for p in checkpoint.parent.iterdir() if p.name.isdigit())[:-1]
+    return f"remove it to {f'go on from that of step {older[-1]}' if older else 'train without it'}"
 
 
 @contextlib.contextmanager
@@ -270,27 +284,34 @@ def _full_disks_named(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _abandoned_tasks_silent() -> Iterator[None]:
-    """Of a failure only the error that is raised is heard, not one of each file that Orbax had begun."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    hooks = sys.excepthook, sys.unraisablehook
+    """Of a failure only the error that is raised is heard, not one of each file that Orbax had begun.
+
+    After an error this goes on, for Orbax's tasks alone: they end when they do, the last with the process.
+    """
+    loggers, hooks = [logging.getLogger(x) for x in ("absl", "asyncio")], (sys.excepthook, sys.unraisablehook)
 
     def excepthook(kind, error, traceback):
-        if str(error) != "Event loop is closed":
+        if str(error) != LOOP_CLOSED:
             hooks[0](kind, error, traceback)
 
     def unraisablehook(unraisable):
-        of_a_task = isinstance(unraisable.object, types.CoroutineType)
-        if not of_a_task and str(unraisable.exc_value) != "Event loop is closed":
+        task = unraisable.object
+        of_orbax = isinstance(task, types.CoroutineType) and "orbax" in task.cr_code.co_filename
+        if not of_orbax and str(unraisable.exc_value) != LOOP_CLOSED:
             hooks[1](unraisable)
 
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
     for logger in loggers:
-        logger.disabled = True
+        logger.addFilter(_not_of_orbax)
     yield
-    # Not after an error: tasks end until the process does.
     sys.excepthook, sys.unraisablehook = hooks
     for logger in loggers:
-        logger.disabled = False
+        logger.removeFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "orbax" not in message and "_SignalingThread" not in message
 
 
 def _named_leaves(tree: Any) -> dict[str, jax.Array]:

@@ -194,7 +194,7 @@ def test_files_that_are_no_predictions_are_not_overwritten(finished, tmp_path, m
     def predict():
         experiment.predict(run, cases, out, folds=[0], mirroring=False)
 
-    with pytest.raises(ValueError, match=r"not predictions of its own .*, got b\.nii\.gz in .*out"):
+    with pytest.raises(ValueError, match=r"without other files that .*, got b\.nii\.gz in .*out"):
         predict()
     assert [path.name for path in out.iterdir()] == ["b.nii.gz"]
     assert truth.read_bytes() == before
@@ -210,6 +210,8 @@ def test_files_that_are_no_predictions_are_not_overwritten(finished, tmp_path, m
     assert (out / "a.nii.gz").is_file()
     predict()
     assert {path.name for path in out.iterdir()} == {"a.nii.gz", "b.nii.gz", "finished_cases.json"}
+    (out / "finished_cases.json").write_text("{")  # what is there may be its own
+    predict()
 
 
 def test_nobody_else_predicts_into_the_folder(finished, tmp_path):

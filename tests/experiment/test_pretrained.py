@@ -10,6 +10,7 @@ from small_datasets import write_nnunet
 from small_runs import params_of, small_config
 
 from jaxmamba3d import experiment
+from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.experiment.pretrained import start_from
 from jaxmamba3d.run import open_run
 
@@ -43,7 +44,7 @@ def test_parameters_of_the_same_shape_are_taken(finished, caplog):
 
 
 def test_a_training_starts_there_once(finished, dataset, tmp_path):
-    """A learning rate of next to nothing shows where; going on, it does not start there again."""
+    """A learning rate of next to nothing shows where; it goes on without."""
     run, _ = finished
     config = small_config(dataset, tmp_path / "run", epochs=1, steps_per_epoch=1, validation_steps=1)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1e-9))
@@ -52,11 +53,8 @@ def test_a_training_starts_there_once(finished, dataset, tmp_path):
     for found, expected in zip(params_of(open_run(config.output)), params_of(run), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
-    experiment.run_experiment(longer)
-    with pytest.raises(ValueError, match=r"got settings\.train\.start_from .* there, None here"):
-        experiment.run_experiment(
-            dataclasses.replace(longer, train=dataclasses.replace(longer.train, start_from=None))
-        )
+    experiment.run_experiment(starting_from(longer, tmp_path / "gone" / "fold_0"))
+    assert read_epochs(tmp_path / "run" / "fold_0").done == 2
 
 
 def test_what_cannot_be_started_from_is_said_before_cases_are_preprocessed(finished, tmp_path):

@@ -177,6 +177,15 @@ def test_a_run_that_lost_a_file_is_mended_by_its_training(finished, tmp_path, na
         dataclasses.replace(run.config, output=str(tmp_path / "run")), open_workspace(run.folder / "work")
     )
     assert open_run(tmp_path / "run").net == run.net
+    path.unlink()
+    wider = dataclasses.replace(run.config.net, features=(6, 8))
+    for data in (run.config.data, dataclasses.replace(run.config.data, fold=1)):
+        other = dataclasses.replace(run.config, output=str(tmp_path / "run"), net=wider, data=data)
+        with pytest.raises(
+            ValueError, match=r"the trained run .*, got net\.features \[4, 8\] there, \[6, 8\] here"
+        ):
+            start_run(other, open_workspace(run.folder / "work"))
+        assert not path.exists()
 
 
 def test_a_run_whose_description_was_changed_in_vain_goes_on(finished, tmp_path):

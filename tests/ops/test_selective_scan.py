@@ -347,6 +347,7 @@ def test_the_same_call_is_compiled_once(implementation, caplog):
     def gradient():
         return jax.grad(lambda a: jnp.sum(selective_scan(**a, implementation=implementation)))(arguments)
 
+    jax.clear_caches()
     for expected in (True, False):
         caplog.clear()
         with jax.log_compiles(), caplog.at_level("WARNING"):

@@ -1,6 +1,7 @@
 """What lies on the disk of a training, and disks that are too full for it."""
 
 import errno
+import logging
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_a_disk_that_fills_up_is_said_in_a_sentence(checkpoints, tmp_path, monke
         ("optimizer", None),
     ],
 )
-def test_a_damaged_checkpoint_is_said_with_what_to_do(tmp_path, part, share):
+def test_a_damaged_checkpoint_is_said_with_what_to_do(tmp_path, caplog, part, share):
     """And one that is kept beside it goes on."""
     checkpoints = Checkpoints(tmp_path, keep=2, identity={})
     checkpoints.save(STATE, POSITION)
@@ -114,14 +115,34 @@ def test_a_damaged_checkpoint_is_said_with_what_to_do(tmp_path, part, share):
         finally:
             again.close()
 
-    message = rf"{tmp_path}/latest/6 must be a whole checkpoint, got \w+: .*; copy it again, or remove it to"
-    with pytest.raises(ValueError, match=rf"{message} go on from that of step 5$"):
+    message = rf"{tmp_path}/latest/6 must be a whole checkpoint, got \w+: .*; copy it again, or"
+    with pytest.raises(ValueError, match=rf"{message} remove it to go on from that of step 5$"):
         restore()
     if part.startswith("params"):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=rf"{message} train this fold again$"):
             restore_params(tmp_path, STATE.params)
+    logging.getLogger("asyncio").error("of another task")
+    assert "of another task" in caplog.text
     shutil.rmtree(tmp_path / "latest" / "6")
     assert int(restore()[0].step) == 5
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no more"), PermissionError(13, "locked"), KeyError("unknown")]
+)
+def test_what_is_no_damage_stays_what_it_is(checkpoints, tmp_path, monkeypatch, error):
+    """Nobody is told to remove a good checkpoint."""
+
+    def restore(*_, **__):
+        raise error
+
+    checkpoints.save(STATE, POSITION)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    with pytest.raises(type(error)) as caught:
+        checkpoints.restore(STATE)
+    assert caught.value is error
+    with pytest.raises(type(error)):
+        restore_params(tmp_path, STATE.params)
 
 
 def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, monkeypatch):

@@ -94,8 +94,8 @@ def test_two_processes_train_as_one(tmp_path):
     for one, other in zip(*map(params_of, runs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     # One process writes, but for the predictions, of which each notes its own: fold 1 has three cases.
-    (noted,) = files_of(together / "run") - files_of(alone / "run")
-    assert noted == Path("fold_1/validation/finished_cases_1.json")
+    noted, none = (Path(f"fold_{fold}/validation/finished_cases_1.json") for fold in (1, 0))
+    assert files_of(together / "run") - files_of(alone / "run") == {noted, none}
     assert files_of(together / "run") > files_of(alone / "run")
     shares = [
         load_json(path, "a record")["cases"] for path in (together / "run" / noted.parent).glob("*.json")
