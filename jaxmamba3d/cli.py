@@ -119,6 +119,7 @@ def evaluate(
     /,
     output: Path | None = None,
     protocol: str = "default",
+    cases: tuple[str, ...] = (),
 ) -> None:
     """Score segmentations: Dice and HD95 for each case and class as CSV, JSON, Markdown and LaTeX.
 
@@ -128,11 +129,12 @@ def evaluate(
             predicted.
         output: folder of the tables; default: PREDICTIONS/scores.
         protocol: default, synapse8, synapse13, acdc or brats.
+        cases: to score; default: all of both folders.
     """
     from jaxmamba3d.evaluation import evaluate_folders
 
     output = output or predictions / "scores"
-    evaluate_folders(predictions, labels, output, protocol=protocol)
+    evaluate_folders(predictions, labels, output, protocol=protocol, cases=cases or None)
     sys.stdout.write((output / "summary.md").read_text())
 
 
@@ -173,6 +175,7 @@ def compare(
     )
 
     check_that((images is None) == (labels is None), "images and labels", "given both or neither", "one")
+    check_that(rows >= 1, "rows", "at least 1", rows)
     found = comparable(find_models(models, names), common_cases=common_cases)
     compare_models(found, output)
     if images is not None:

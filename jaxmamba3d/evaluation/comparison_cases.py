@@ -53,6 +53,7 @@ def read_comparison_cases(
     """
     wish = f"one folder for each of the {len(models)} models"
     check_that(len(predictions) in (0, len(models)), "predictions", wish, [str(p) for p in predictions])
+    check_that(channel >= 0, "channel", "0 or greater", channel)
     unknown = sorted(set(cases) - models[0].cases)
     check_that(not unknown, "cases", "among the scored ones", ", ".join(unknown))
     places = {
@@ -66,8 +67,8 @@ def read_comparison_cases(
         segmentations = {
             name: read_label(_file_of(case, folders, ADVICE))[0] for name, folders in places.items()
         }
-        found.append(
-            ComparisonCase(
+        try:
+            shown = ComparisonCase(
                 case,
                 volume.array[channel if len(volume.array) > 1 else 0],
                 truth,
@@ -76,17 +77,20 @@ def read_comparison_cases(
                 spacing=volume.spacing,
                 ignore_label=models[0].protocol.ignore_label,
             )
-        )
+        except ValueError as error:
+            raise ValueError(f"{case}: {error}") from error
+        found.append(shown)
     return found
 
 
 def _read_channel(images: Path, case: str, channel: int) -> Volume:
     """The file of that channel, or the one file of all channels."""
+    name = f"{case}_{channel:04d}"
     try:
-        return read_volume(_file_of(f"{case}_{channel:04d}", [images]))
+        return read_volume(_file_of(name, [images]))
     except FileNotFoundError:
-        volume = read_volume(_file_of(case, [images]))
-        check_that(channel < len(volume.array), "channel", f"below {len(volume.array)}", channel)
+        volume = read_volume(_file_of(case, [images], f", nor {name}{ENDINGS[0]}"))
+        check_that(channel < len(volume.array), f"channel of {case}", f"below {len(volume.array)}", channel)
         return volume
 
 

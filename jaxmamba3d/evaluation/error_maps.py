@@ -24,11 +24,13 @@ from jaxmamba3d.evaluation.panels import (
 )
 
 PAPER, INK = "white", "#101216"
-# Of Okabe and Ito's palette: apart in brightness and in hue, with any colour vision.
-MADE_UP, MISSED, CONFUSED = "#d55e00", "#56b4e9", "#f0e442"
+# Far from all colours of classes, and apart in brightness, for any colour vision.
+MADE_UP, MISSED, CONFUSED = "#ff00ff", "#3333ff", "#00ff33"
 ERROR_OPACITY = 0.85
 # Inches.
 PANEL, TITLE = 2.2, 0.4
+# Points, and how many letters of them fit over a panel.
+HEADING, HEADING_LETTERS = 10, 24
 # Of the foreground's larger side: what is shown around it.
 SURROUNDINGS = 0.25
 
@@ -177,14 +179,13 @@ def _surroundings(foreground: np.ndarray, pixel: tuple[float, float]) -> tuple[s
 
 
 def _draw(row: _Row, panels: Sequence[Axes], *, headings: bool) -> None:
-    titles = {"input": row.name, "truth": ""} | {
-        model: "-" if np.isnan(dice) else f"Dice {dice:.3f}" for model, dice in row.dice.items()
-    }
-    for panel, (heading, title) in zip(panels, titles.items(), strict=True):
+    scores = [(model, "-" if np.isnan(dice) else f"Dice {dice:.3f}") for model, dice in row.dice.items()]
+    for panel, (heading, title) in zip(panels, [("input", row.name), ("truth", ""), *scores], strict=True):
         show_image(panel, row.image, row.aspect, row.window)
         panel.text(0.5, 1.02, title, transform=panel.transAxes, ha="center", color=INK, fontsize=8)
         if headings:
-            panel.set_title(heading, pad=14, color=INK, fontsize=10, fontweight="bold")
+            size = HEADING * min(1, HEADING_LETTERS / len(heading))
+            panel.set_title(heading, pad=14, color=INK, fontsize=size, fontweight="bold")
     fill(panels[1], [(row.truth == label, colour_of(label)) for label in row.labels], row.aspect)
     for label in row.labels:
         outline(panels[1], row.truth == label, colour_of(label), 1.2)

@@ -42,6 +42,8 @@ class OverlayCase:
         spacing: voxel size of each axis in mm.
         channel: the channel of the image to show.
         ignore_label: voxels of this label in the truth are shown and scored as background.
+        structures: the label values of each structure that is scored, as regions have several; None: each
+            label is one.
     """
 
     name: str
@@ -51,6 +53,7 @@ class OverlayCase:
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channel: int = 0
     ignore_label: int | None = None
+    structures: Sequence[tuple[int, ...]] | None = None
 
     def __post_init__(self):
         check_that(self.image.ndim in (3, 4), "image", "[X, Y, Z] or [X, Y, Z, C]", self.image.shape)
@@ -74,7 +77,7 @@ def overlay_figure(
 
     Each row shows the slice with most foreground in the truth (else in the prediction, else the middle one),
     windowed to the 1st and 99th percentile of the slice and in the proportions of the voxel size. The Dice in
-    the title is of the whole volume, the mean over the labels that occur.
+    the title is of the whole volume, the mean over the structures that occur.
 
     Args:
         cases: the rows, at least one; of each only a slice is kept.
@@ -124,7 +127,9 @@ class _Row:
         counted = case.truth != case.ignore_label
         truth, prediction = case.truth * counted, case.prediction * counted
         labels = tuple(int(n) for n in np.union1d(np.unique(truth), np.unique(prediction)) if n > 0)
-        scores = [dice(prediction == label, truth == label) for label in labels]
+        structures = [(label,) for label in labels] if case.structures is None else case.structures
+        masks = [[np.isin(x, values) for x in (prediction, truth)] for values in structures]
+        scores = [dice(*pair) for pair in masks if np.any(pair)]
         score = f"mean Dice {np.mean(scores):.3f}" if scores else "no foreground"
         index = fullest_slice((truth, prediction), axis)
         volume = case.image[..., case.channel] if case.image.ndim == 4 else case.image

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
@@ -139,10 +140,12 @@ def fill(panel: Axes, masks: Iterable[tuple[np.ndarray, str]], aspect: float, op
 
 def outline(panel: Axes, mask: np.ndarray, colour: str, linewidth: float) -> None:
     """Lines along the pixel edges of a mask [rows, columns], through its border with the picture too."""
-    if mask.any():
-        padded = np.pad(mask.astype(float), 1)
-        rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
-        panel.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=linewidth)
+    padded = np.pad(mask, 1)
+    # The edge before pixel i, whose centre is i, lies at i - 0.5.
+    above = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]) - 0.5
+    beside = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]) - 0.5
+    lines = [[(x, y), (x + 1, y)] for y, x in above] + [[(x, y), (x, y + 1)] for y, x in beside]
+    panel.add_collection(LineCollection(lines, colors=colour, linewidths=linewidth, capstyle="projecting"))
 
 
 def colour_of(label: int) -> str:

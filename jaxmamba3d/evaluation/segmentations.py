@@ -14,6 +14,9 @@ from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label
 
 Box = tuple[slice, ...]
 
+MOST_LINES = 20
+"""Of cases that cannot be scored, which may be all."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -89,9 +92,15 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
 
 
 def raise_problems(problems: Collection[str], cases: int) -> None:
-    """Raises one ValueError that lists all problems, if there are any."""
+    """Raises one ValueError that lists the problems, if there are any."""
     if problems:
-        raise ValueError(f"{len(problems)} of {cases} cases cannot be scored:\n  " + "\n  ".join(problems))
+        lines = [*problems][:MOST_LINES]
+        if len(problems) > len(lines):
+            lines.append(f"... and {len(problems) - len(lines)} others")
+        advice = "mend them, or name those to score (`evaluate --cases`)"
+        raise ValueError(
+            "\n  ".join([f"{len(problems)} of {cases} cases cannot be scored; {advice}:", *lines])
+        )
 
 
 def read_segmentation(path: str | Path) -> Segmentation:

@@ -48,7 +48,7 @@ def score_validation_cases(run: Run, workspace: Workspace, fold: int) -> Evaluat
     protocol = dataset_protocol(run.labels)
     pairs = validation_pairs(run, workspace, fold)
     scores = evaluate_pairs(pairs, folder / SCORES, protocol=protocol)
-    overlays = (_overlay(case, folder / VALIDATION, protocol.ignore_label) for case in cases[:OVERLAY_CASES])
+    overlays = (_overlay(case, folder / VALIDATION, run.labels) for case in cases[:OVERLAY_CASES])
     overlay_figure(overlays, folder / "overlays.png", class_names=run.labels.names)
     log_scores(scores)
     logger.info("mean Dice %.3f; scores, curves and overlays are in %s", scores.mean["dice"], folder)
@@ -99,7 +99,7 @@ def _prediction_file(folder: Path, case: Case) -> Path:
     return folder / f"{case.name}{SEGMENTATION}"
 
 
-def _overlay(case: Case, predictions: Path, ignore_label: int | None) -> OverlayCase:
+def _overlay(case: Case, predictions: Path, labels: Labels) -> OverlayCase:
     image = read_volume(case.images)
     truth, _ = read_label(case.label)
     prediction, _ = read_label(_prediction_file(predictions, case))
@@ -109,5 +109,6 @@ def _overlay(case: Case, predictions: Path, ignore_label: int | None) -> Overlay
         truth,
         prediction,
         spacing=image.spacing,
-        ignore_label=ignore_label,
+        ignore_label=labels.ignore,
+        structures=[*labels.structures.values()],
     )

@@ -46,7 +46,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path} must be a file of torch.save, got a zip archive without data.pkl")
         try:
             content = _Unpickler(archive, index).load()
-        except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGES as error:
             raise ValueError(f"{path} must be a whole file of torch.save, got: {error}") from error
     for key in ("network_weights", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -54,6 +54,18 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     if not isinstance(content, dict) or not any(isinstance(v, np.ndarray) for v in content.values()):
         raise ValueError(f"{path} must hold a state_dict, got {type(content).__name__}")
     return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+
+
+DAMAGES = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    MemoryError,
+)
+"""What a damaged index makes of unpickling."""
 
 
 class _Inert:

@@ -193,6 +193,7 @@ def overlays_of(
             sample.segmentation[i],
             spacing=spacing,
             ignore_label=labels.ignore,
+            structures=[*labels.structures.values()],
         )
         for i in fullest[:PATCHES]
     ]

@@ -53,11 +53,20 @@ def test_cases_are_read_from_their_folders(models, tmp_path):
     write_nifti(tmp_path / "whole" / "c3.nii.gz", np.stack([TRUTH.T, 5 + TRUTH.T], -1))
     (case,) = read_comparison_cases(models, ["c3"], tmp_path / "whole", folders[1], channel=1)
     np.testing.assert_array_equal(case.image, 5.0 + TRUTH)
-    with pytest.raises(ValueError, match="channel must be below 2, got 2"):
+    with pytest.raises(ValueError, match="channel of c3 must be below 2, got 2"):
         read_comparison_cases(models, ["c3"], tmp_path / "whole", folders[1], channel=2)
     missing = r"c3\.nii\.gz: no such file in .*empty; name the folder .* with --predictions"
     with pytest.raises(FileNotFoundError, match=missing):
         read_comparison_cases(models, ["c3"], *folders, predictions=[tmp_path / "empty"] * 2)
+    with pytest.raises(
+        FileNotFoundError, match=r"c3\.nii\.gz: no such file in .*images, nor c3_0007\.nii\.gz"
+    ):
+        read_comparison_cases(models, ["c3"], *folders, channel=7)
+    with pytest.raises(ValueError, match="channel must be 0 or greater, got -1"):
+        read_comparison_cases(models, ["c3"], *folders, channel=-1)
+    write_nifti(tmp_path / "other" / "c3.nii.gz", TRUTH[:4].T)
+    with pytest.raises(ValueError, match=r"c3: truth must have shape \[X, Y, Z\] of the image"):
+        read_comparison_cases(models, ["c3"], folders[0], tmp_path / "other")
     with pytest.raises(ValueError, match="cases must be among the scored ones, got c9"):
         read_comparison_cases(models, ["c9"], *folders)
     with pytest.raises(ValueError, match="predictions must be one folder for each of the 2 models"):

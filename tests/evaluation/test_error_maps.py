@@ -95,6 +95,26 @@ def test_headings_are_models_and_scores(tmp_path, monkeypatch):
     assert texts[5:7] == [["", "c1, slice 3"], ["", ""]]
 
 
+def test_models_may_be_named_as_the_other_columns(tmp_path):
+    assert len(drawn(tmp_path, {"input": TRUTH, "truth": TRUTH, "a" * 60: TRUTH})) == 5
+
+
+def test_errors_are_of_other_colours_than_classes():
+    """By the distance of two colours in CIELAB, of which a difference of 2 can be seen."""
+    errors = [cielab(c) for c in (error_maps.MADE_UP, error_maps.MISSED, error_maps.CONFUSED)]
+    for error in errors:
+        assert min(np.linalg.norm(error - cielab(colour)) for colour in panels.COLOURS) > 35
+    assert np.diff(sorted(error[0] for error in errors)).min() > 15  # brightness
+
+
+def cielab(colour):
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(to_xyz) @ linear / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 def test_errors_name_the_argument(tmp_path):
     with pytest.raises(ValueError, match="cases must be at least one case, got none"):
         comparison_figure([], tmp_path / "figure.png")
