@@ -5,8 +5,8 @@ global memory, and recomputes those between in registers. There it also keeps wh
 channels alone, and sums the gradients of B and C over its tiles of channels. A program reuses its part of
 that memory for one chunk after another: the memory does not grow with the sequence.
 
-What a token's states give goes where they are at hand first, y and the gradient of C into the walk forward:
-few programs fit on a processor, each in another place of the code, and long loops make them wait for
+What a token's states give is summed where they are first at hand, y and C's gradient in the walk forward.
+Few programs fit on a processor, each at another place of the code: shorter loops suit its caches of
 instructions.
 """
 
