@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,12 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     content = load_json(path, "the scores that `jaxmamba3d evaluate` writes")
     try:
         scores = [Score(**_with_nan(score, Score)) for score in content["scores"]]
-        return summarize(scores, _protocol(content["protocol"]))
+        evaluation = summarize(scores, _protocol(content["protocol"]))
+        found = {(score.case, score.structure) for score in scores}
+        for place in itertools.product(evaluation.cases, evaluation.structures):
+            if place not in found:
+                raise KeyError("no score of {}'s {}".format(*place))
+        return evaluation
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} must hold scores that `jaxmamba3d evaluate` wrote, got {error!r}"

@@ -15,6 +15,7 @@ from small_datasets import write_btcv
 
 from jaxmamba3d.evaluation import Protocol, evaluate_folders, read_evaluation
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance
+from jaxmamba3d.files import without_nan
 
 SPACING = (0.8, 1.0, 3.0)
 SHAPE = (12, 10, 7)
@@ -204,6 +205,13 @@ def test_files_are_read_back(folders):
             read_evaluation(folders / "scores")
     with pytest.raises(FileNotFoundError, match=r"labels/summary\.json: no such file; it should hold"):
         read_evaluation(folders / "labels")
+    whole = dataclasses.asdict(evaluation)
+    (folders / "scores" / "summary.json").write_text(
+        json.dumps(without_nan(whole | {"scores": whole["scores"][1:]}))
+    )
+    first = evaluation.scores[0]
+    with pytest.raises(ValueError, match=f"no score of {first.case}'s {first.structure}"):
+        read_evaluation(folders / "scores")
 
 
 def test_a_dataset_with_regions_and_voxels_to_ignore(folders):
