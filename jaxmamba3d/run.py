@@ -271,19 +271,19 @@ def _write(run: Run) -> Run:
 
 def _check_same(here: Run) -> None:
     """Refuses to describe a trained run anew in what its checkpoints and their predictions depend on."""
-    now = _description(here)
-    identities = {
-        fold: read_saved(here.checkpoints(fold)).identity
-        for fold in here.trained_folds()
-        if not is_imported(here.checkpoints(fold))
-    }
-    if identities and _lacking(here.folder):
-        known = list(identities.values())  # which know all but the plans
+    now, fold = _description(here), here.config.data.fold
+    trained = [n for n in here.trained_folds() if not is_imported(here.checkpoints(n))]
+
+    def identities(folds):
+        return [read_saved(here.checkpoints(n)).identity for n in folds]
+
+    if trained and _lacking(here.folder):
+        known = identities(trained)  # which know all but the plans
     else:
         known = [_description(open_run(here.folder))]
-        at_hand = [identities[n] for n in identities if here.config.data.fold in (n, "all")]
-        if at_hand:  # a call that was refused later may have changed what config.json says
-            known[0][SETTINGS] = at_hand[0][SETTINGS]
+        # Those at hand know better: a call that was refused later may have changed what config.json says.
+        for identity in identities([n for n in trained if fold in (n, "all")][:1]):
+            known[0][SETTINGS] = identity[SETTINGS]
     if here.config.train.allow_changed_settings:
         del now[SETTINGS]
     for before in known:
