@@ -36,7 +36,7 @@ class Centres(NamedTuple):
         annotated: of all voxels that count, where there is an ignore label; else None.
     """
 
-    structures: Sequence[np.ndarray]
+    structures: tuple[np.ndarray, ...]
     annotated: np.ndarray | None = None
 
 
@@ -123,11 +123,9 @@ def open_case(folder: Path) -> OpenCase:
 def centres_of(folder: Path) -> tuple[CentreTables, CentreTables]:
     """The voxels that a case's patches are centred on: of its structures, and, none or one, what is annotated
     where there is an ignore label."""
-    names = _tables(folder)
-    structures = sorted((name for name in names if name != ANNOTATED), key=int)
-    return CentreTables(folder, structures), CentreTables(
-        folder, [name for name in names if name == ANNOTATED]
-    )
+    annotated = [name for name in _tables(folder) if name == ANNOTATED]
+    structures = sorted((name for name in _tables(folder) if name != ANNOTATED), key=int)
+    return CentreTables(folder, structures), CentreTables(folder, annotated)
 
 
 def forget_cases() -> None:

@@ -30,7 +30,15 @@ SPACINGS_MM = (1e-3, 100.0)
 VOXELS_AT_ONCE = 2**21
 """Of a file, in memory beside the array that they go into."""
 
-DAMAGES = (HeaderDataError, ImageFileError, WrapStructError, EOFError, zlib.error, gzip.BadGzipFile)
+DAMAGES = (
+    HeaderDataError,
+    ImageFileError,
+    WrapStructError,
+    ValueError,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+)
 """What nibabel and gzip raise of a file that is no whole NIfTI file."""
 
 Geometry = dict[str, Any]
@@ -204,7 +212,7 @@ def _as_nifti(path: Path) -> Iterator[BinaryIO]:
             raise ValueError(f"{path} must be a whole NIfTI file, got an empty file; copy the original again")
         with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
             yield file
-    except (*DAMAGES, ValueError) as error:
+    except DAMAGES as error:
         if str(path) in str(error):
             raise
         reason = " ".join(str(error).split())

@@ -29,7 +29,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     legend = (
         "Mean ± standard deviation over the cases; the last row is the mean over the structures. "
         + conventions_of(evaluation.protocol)
-        + " NSD is left out, and 0."
+        + " NSD: left out where a structure is in neither, 0 where in only one."
     )
     write_text(folder / "summary.md", f"# {title}\n\n{table.markdown()}\n{legend}\n")
     write_text(folder / "summary.tex", table.latex(f"{title}. {legend}"))

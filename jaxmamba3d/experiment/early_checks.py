@@ -30,9 +30,8 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     Raises:
         FileNotFoundError: there is no run to start from.
         ValueError: the net does not fit the patch, or the batch the devices; the run to start from is of
-            another net; the run folder is another run's,
-            is in use, holds imported weights or may not be written; or the training cases of a fold are
-            background alone.
+            another net; the run folder is another run's, is in use, holds imported weights, a damaged
+            checkpoint or may not be written; or the training cases of a fold are background alone.
         UnsupportedError: the implementation of the scan that the config names cannot run the net's.
     """
     run = describe_run(config, workspace)

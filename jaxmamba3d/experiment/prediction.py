@@ -118,14 +118,14 @@ def predict(
     mirror_axes = _mirror_axes(run, mirroring)
     predictor = _predictor(run, mirror_axes)
     steps = postprocessing.steps if postprocessing else ()
+    if steps:
+        names = ", ".join(trial.structure for trial in postprocessing.trials if trial.kept)
+        logger.info("post-processing: only the largest component is kept of %s", names)
 
     def refuse():
         wish = "a folder that no other process predicts into"
         check_that(False, "output", wish, f"{output}, which is in use; wait for it, or name another")
 
-    if steps:
-        names = ", ".join(trial.structure for trial in postprocessing.trials if trial.kept)
-        logger.info("post-processing: only the largest component is kept of %s", names)
     with alone_in(Path(output), refuse) if is_first_process() else contextlib.nullcontext():
         predict_cases(
             predictor,

@@ -23,6 +23,18 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 
+DAMAGES = (
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    MemoryError,
+)
+"""What a damaged index makes of unpickling."""
+
 
 def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     """The state_dict in a file that `torch.save` wrote, as numpy arrays.
@@ -54,18 +66,6 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     if not isinstance(content, dict) or not any(isinstance(v, np.ndarray) for v in content.values()):
         raise ValueError(f"{path} must hold a state_dict, got {type(content).__name__}")
     return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
-
-
-DAMAGES = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    MemoryError,
-)
-"""What a damaged index makes of unpickling."""
 
 
 class _Inert:
