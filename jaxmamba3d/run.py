@@ -18,7 +18,16 @@ from flax import nnx
 from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.checks import check_choice, check_that, differences
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
-from jaxmamba3d.data import Configuration, Description, Plans, Split, Workspace, load_plans, save_plans
+from jaxmamba3d.data import (
+    Configuration,
+    Description,
+    Plans,
+    Split,
+    Workspace,
+    load_plans,
+    load_splits,
+    save_plans,
+)
 from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import alone_in, in_use, load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
@@ -114,10 +123,10 @@ class Run:
             return None
         return Postprocessing.from_json(load_json(path, "a post-processing"))
 
-    def splits(self) -> list[dict[str, list[str]]]:
+    def splits(self) -> list[Split]:
         """For each fold the case names `train` and `val`; empty where weights were imported."""
         path = self.folder / SPLITS
-        return load_json(path, "a list of splits") if path.is_file() else []
+        return load_splits(path) if path.is_file() else []
 
     def task(self) -> Task:
         """What its training steps learn."""
@@ -152,7 +161,11 @@ class Run:
     def versions(self) -> dict[str, str]:
         """The packages, and the `devices`, when the run was last described; empty if that is not known."""
         path = self.folder / VERSIONS
-        return load_json(path, "the versions of packages") if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        versions = load_json(path, "the versions of packages")
+        check_that(isinstance(versions, dict), str(path), "the versions of packages by name", versions)
+        return versions
 
 
 def alone_in_run(folder: str | Path) -> contextlib.AbstractContextManager[None]:

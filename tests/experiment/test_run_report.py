@@ -278,6 +278,15 @@ def test_where_it_is_written(copied, tmp_path):
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("splits_final.json", '{"train": []}'), ("versions.json", "[]")]
+)
+def test_a_damaged_file_is_named(copied, name, content):
+    (copied.folder / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} must be "):
+        write_report(copied)
+
+
 def test_no_device_is_touched(copied):
     """A training beside it may hold the only TPU."""
     code = (
