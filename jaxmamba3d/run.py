@@ -31,7 +31,7 @@ from jaxmamba3d.data import (
 from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import alone_in, in_use, load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.nets import UNet3D, build_net, load_official_weights
+from jaxmamba3d.nets import UNet3D, abstract_net, build_net, load_official_weights
 from jaxmamba3d.training import (
     CHECKPOINTS,
     SETTINGS,
@@ -150,13 +150,9 @@ class Run:
         """The net, freshly initialised from the config's seed."""
         return build_net(self.net, rngs=nnx.Rngs(self.config.train.seed))
 
-    def abstract_net(self) -> UNet3D:
-        """The net with shapes in place of weights, made in no time."""
-        return nnx.eval_shape(self.build_net)
-
     def parameters(self) -> int:
         """How many numbers the net learns; no device is touched to count them."""
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.abstract_net(), nnx.Param)))
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_net(self.net), nnx.Param)))
 
     def versions(self) -> dict[str, str]:
         """The packages, and the `devices`, when the run was last described; empty if that is not known."""
@@ -241,7 +237,7 @@ def import_weights(
     check_path(Path(config.output))
     configuration = _overridden(config.data, plans).configurations[config.data.configuration]
     net_config = resolve_net(config.net, configuration, len(description.channel_names), description.labels)
-    net = nnx.eval_shape(lambda: build_net(net_config, rngs=nnx.Rngs(0)))
+    net = abstract_net(net_config)
     load_official_weights(net, weights)
     fold = config.data.fold
     with alone_in_run(config.output):

@@ -14,6 +14,7 @@ from jaxmamba3d.config import (
     TrainConfig,
 )
 from jaxmamba3d.files import write_json
+from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.training import restore_params
 
 EPOCHS = 3
@@ -48,5 +49,5 @@ def all_folds_config(dataset, folder) -> ExperimentConfig:
 
 
 def params_of(run, which="latest"):
-    template = nnx.state(run.abstract_net(), nnx.Param)
+    template = nnx.state(abstract_net(run.net), nnx.Param)
     return jax.tree.leaves(restore_params(run.fold_folder(0) / "checkpoints", template, which))

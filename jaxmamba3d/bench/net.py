@@ -17,7 +17,7 @@ from jaxmamba3d.bench.trainings import Training
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.files import write_json, write_text
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.nets import build_net
+from jaxmamba3d.nets import abstract_net, build_net
 from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.training import make_optimizer
 from jaxmamba3d.training.ahead import StepTooLarge, compile_fitting, lower_train_step, memory_needed
@@ -139,7 +139,7 @@ def _measure(
     optimizer = make_optimizer(training.optim, training.train)
     started = time.perf_counter()
     with jax.set_mesh(mesh):
-        net = nnx.eval_shape(lambda: build_net(training.net, rngs=nnx.Rngs(0)))
+        net = abstract_net(training.net)
         graph, params = nnx.split(net, nnx.Param)
         state = jax.eval_shape(lambda p: init_state(nnx.merge(graph, p), optimizer), params)
         placed = jax.tree.map(_placed, state, state_shardings(mesh, state))

@@ -13,6 +13,7 @@ from jaxmamba3d.data import Workspace, read_label_values
 from jaxmamba3d.experiment.pretrained import check_source
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.labels import Labels
+from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.run import Run, describe_run
 from jaxmamba3d.training import check_can_go_on, devices_for, has_checkpoint, is_first_process
 
@@ -45,7 +46,7 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
             run.check_free(fold)
         check_can_go_on(run.checkpoints(fold), config)
     if train.start_from is not None and not all(has_checkpoint(run.checkpoints(fold)) for fold in folds):
-        check_source(train.start_from, run.abstract_net())
+        check_source(train.start_from, abstract_net(run.net))
     if run.net.scan_implementation is not None:
         _check_scans(run)
     names = {name for fold in folds for part in PARTS for name in workspace.split(fold)[part]}
@@ -56,7 +57,7 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
 
 
 def _check_scans(run: Run) -> None:
-    net = run.abstract_net()
+    net = abstract_net(run.net)
     patch = jax.ShapeDtypeStruct((1, *run.configuration.patch_size, run.net.in_channels), jnp.float32)
     nnx.eval_shape(lambda net, patch: net(patch), net, patch)
 

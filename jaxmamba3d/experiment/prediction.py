@@ -16,6 +16,7 @@ from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
 from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.files import alone_in, check_writable
 from jaxmamba3d.inference import WindowPredictor, make_net_predictor, predict_cases
+from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.run import Run
 from jaxmamba3d.training import (
     compile_fitting,
@@ -113,7 +114,7 @@ def predict(
     apart = Path(output).resolve() not in inputs
     check_that(apart, "output", "another folder than the images', which would be overwritten", str(output))
     check_writable(output, "output")
-    config, template = run.config, nnx.state(run.abstract_net(), nnx.Param)
+    config, template = run.config, nnx.state(abstract_net(run.net), nnx.Param)
     weights = [restore_params(run.checkpoints(fold), template, checkpoint) for fold in folds]
     mirror_axes = _mirror_axes(run, mirroring)
     predictor = _predictor(run, mirror_axes)
@@ -162,7 +163,7 @@ def check_window_batch(run: Run) -> None:
     as_many = windows * train.accumulate * len(devices) <= batch_size and train.shard_parameters == 1
     if as_many or memory_limit(predictor.mesh) is None:
         return
-    lowered = predictor.lower(nnx.state(run.abstract_net(), nnx.Param), run.net.in_channels)
+    lowered = predictor.lower(nnx.state(abstract_net(run.net), nnx.Param), run.net.in_channels)
     compile_fitting(
         lowered,
         predictor.mesh,
@@ -179,7 +180,7 @@ def _mirror_axes(run: Run, mirroring: bool | None = None) -> tuple[int, ...]:
 
 def _predictor(run: Run, mirror_axes: Sequence[int]) -> WindowPredictor:
     return make_net_predictor(
-        run.abstract_net(),
+        abstract_net(run.net),
         run.configuration.patch_size,
         run.net.num_classes,
         mirror_axes=mirror_axes,

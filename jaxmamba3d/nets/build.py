@@ -1,5 +1,8 @@
 """The paper's networks by name."""
 
+import functools
+
+import jax
 from flax import nnx
 
 from jaxmamba3d.config import NetConfig
@@ -48,3 +51,20 @@ def build_net(config: NetConfig, *, rngs: nnx.Rngs) -> UNet3D:
         "resunet": None,
     }
     return UNet3D(config, mixers[config.name], mix_skips_only=config.name == "segmambaskip", rngs=rngs)
+
+
+def abstract_net(config: NetConfig) -> UNet3D:
+    """The network with shapes in place of parameters, of which nothing is drawn or stored."""
+    return nnx.clone(_cached_abstract_net(config))
+
+
+@functools.cache
+def _cached_abstract_net(config: NetConfig) -> UNet3D:
+    return nnx.eval_shape(lambda: build_net(config, rngs=_OneKey()))
+
+
+class _OneKey:
+    """In place of `nnx.Rngs`, whose counting takes the longer the more has been traced before."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)

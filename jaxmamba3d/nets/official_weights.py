@@ -38,7 +38,7 @@ def load_official_weights(net: nnx.Module, weights: Mapping[str, np.ndarray]) ->
     """Replaces all parameters of a net, or of one of our layers, by those of the authors' state_dict.
 
     Args:
-        net: changed in place; may be abstract, from `nnx.eval_shape`, which saves drawing random weights.
+        net: changed in place; may be an `abstract_net`, which saves drawing random weights.
         weights: the state_dict as numpy arrays; tensors may come twice under PyTorch's duplicate names.
 
     Raises:

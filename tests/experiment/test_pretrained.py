@@ -12,6 +12,7 @@ from small_runs import params_of, small_config
 from jaxmamba3d import experiment
 from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.experiment.pretrained import start_from
+from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.run import open_run
 
 
@@ -30,7 +31,7 @@ def test_parameters_of_the_same_shape_are_taken(finished, caplog):
     run, _ = finished
     net = dataclasses.replace(run.net, num_classes=5)
     other = dataclasses.replace(run, net=net).build_net()
-    fresh, trained = named(nnx.state(other, nnx.Param)), named(nnx.state(run.abstract_net(), nnx.Param))
+    fresh, trained = named(nnx.state(other, nnx.Param)), named(nnx.state(abstract_net(run.net), nnx.Param))
     trained = dict(zip(trained, params_of(run), strict=True))
     with caplog.at_level("INFO", "jaxmamba3d"):
         start_from(str(run.fold_folder(0)), other)

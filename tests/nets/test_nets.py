@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from tolerances import assert_close
 
 from jaxmamba3d.losses import segmentation_loss
-from jaxmamba3d.nets import NetConfig, build_net, load_official_weights, to_official_weights
+from jaxmamba3d.nets import NetConfig, abstract_net, build_net, load_official_weights, to_official_weights
 
 OFFICIAL = {
     "segmamba": "SegMamba",
@@ -67,11 +67,6 @@ def full_config(dataset, name):
         blocks_per_stage=full["blocks"],
         decoder_blocks_per_stage=full["decoder_blocks"],
     )
-
-
-def abstract_net(config):
-    """Shapes in place of weights, for tests that load or only count them."""
-    return nnx.eval_shape(lambda: build_net(config, rngs=nnx.Rngs(0)))
 
 
 def channels_last(array):
@@ -235,9 +230,23 @@ def test_bfloat16_stays_near_float32(trained):
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_where_numbers_are_64_bits_wide_all_is_float32(name):
     with jax.enable_x64(True):
-        net = abstract_net(dataclasses.replace(TINY, name=name))
+        net = nnx.eval_shape(lambda: build_net(dataclasses.replace(TINY, name=name), rngs=nnx.Rngs(0)))
         outputs = nnx.eval_shape(lambda net, x: net(x), net, jnp.zeros((1, 4, 4, 4, 1), jnp.float32))
     assert {x.dtype for x in (*jax.tree.leaves(nnx.state(net)), *outputs)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_abstract_net_has_the_shapes_of_the_real_one(name):
+    """And weights loaded into one of them leave the next abstract."""
+    config = dataclasses.replace(TINY, name=name)
+    real = build_net(config, rngs=nnx.Rngs(0))
+    for _ in range(2):
+        net = abstract_net(config)
+        assert nnx.graphdef(net) == nnx.graphdef(real)
+        for shape, array in zip(*(jax.tree.leaves(nnx.state(x)) for x in (net, real)), strict=True):
+            assert isinstance(shape, jax.ShapeDtypeStruct)
+            assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        load_official_weights(net, to_official_weights(real))
 
 
 def test_sizes_that_do_not_divide_are_named():
