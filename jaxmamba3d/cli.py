@@ -4,6 +4,7 @@ A command imports what it runs when it is called: jax and its company take secon
 preprocessing would wait for in vain.
 """
 
+import inspect
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 
 from jaxmamba3d.checks import MEMORY_ADVICE, InterruptedTraining, UnsupportedError, check_choice, check_that
-from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetName, NetOptions
 from jaxmamba3d.config_file import load_config
 
 Positional = tyro.conf.Positional
@@ -135,7 +136,7 @@ def evaluate(
 
     output = output or predictions / "scores"
     evaluate_folders(predictions, labels, output, protocol=protocol, cases=cases or None)
-    sys.stdout.write((output / "summary.md").read_text())
+    sys.stdout.write((output / "summary.md").read_text(encoding="utf-8"))
 
 
 def compare(
@@ -188,7 +189,7 @@ def compare(
             channel=channel,
         )
         comparison_figure(drawn, output / "comparison.png", class_names=found[0].protocol.names)
-    sys.stdout.write((output / "comparison.md").read_text())
+    sys.stdout.write((output / "comparison.md").read_text(encoding="utf-8"))
 
 
 def report(run: Positional[Path], /, output: Path | None = None) -> None:
@@ -210,7 +211,7 @@ def import_weights(
     output: Path,
     plans: Path,
     dataset_json: Path,
-    net: str = "segmamba",
+    net: NetName = "segmamba",
     configuration: str = "3d_fullres",
     fold: int = 0,
     splits: Path | None = None,
@@ -222,7 +223,7 @@ def import_weights(
         output: run folder to make.
         plans: the nnUNetPlans.json it was trained with.
         dataset_json: the dataset.json of its data.
-        net: segmamba, bisegmamba, segmambaskip, multisegmamba or resunet.
+        net: which network it is.
         configuration: which of the plans' configurations.
         fold: its number in the run; several folds may be imported into one run.
         splits: the splits_final.json it was trained on, by which `predict` tells a dataset's test cases.
@@ -255,6 +256,9 @@ def train(arguments: list[str] | None = None) -> None:
     from jaxmamba3d.training import join_processes, use_all_cores
 
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(inspect.cleandoc(train.__doc__) + "\n")
+        return
     if not arguments or arguments[0].startswith("-"):
         wish = "first the path of a config file, such as configs/quickstart.py (--help after it lists fields)"
         raise ValueError(f"train must be given {wish}, got {' '.join(arguments) or 'nothing'}")

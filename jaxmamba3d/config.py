@@ -6,22 +6,27 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from jaxmamba3d.checks import check_choice, check_positive, check_that
 from jaxmamba3d.files import load_json
 
-NETS = ("segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet")
-
-DTYPES = ("float32", "bfloat16")
-SCAN_IMPLEMENTATIONS = (
+NetName = Literal["segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet"]
+DType = Literal["float32", "bfloat16"]
+ScanImplementation = Literal[
     "reference",
     "xla_sequential",
     "xla_associative",
     "pallas_triton",
     "pallas_mosaic_gpu",
     "pallas_mosaic_tpu",
-)
+]
+Schedule = Literal["cosine", "one_cycle", "constant"]
+ScheduleUnit = Literal["epoch", "step"]
+NonFinite = Literal["stop", "skip"]
+
+NETS = get_args(NetName)
+SCAN_IMPLEMENTATIONS = get_args(ScanImplementation)
 
 Triple = tuple[int, int, int]
 T = TypeVar("T")
@@ -47,7 +52,7 @@ class NetConfig:
         scan_implementation: see `selective_scan`; None picks for the backend.
     """
 
-    name: str
+    name: NetName
     in_channels: int
     num_classes: int
     features: tuple[int, ...]
@@ -56,15 +61,15 @@ class NetConfig:
     blocks_per_stage: tuple[int, ...]
     decoder_blocks_per_stage: tuple[int, ...]
     deep_supervision: bool = True
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     remat: bool = False
-    scan_implementation: str | None = None
+    scan_implementation: ScanImplementation | None = None
 
     def __post_init__(self):
         for field in ("features", "kernel_sizes", "strides", "blocks_per_stage", "decoder_blocks_per_stage"):
             object.__setattr__(self, field, _tuples(getattr(self, field)))
         check_choice("name", self.name, NETS)
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, get_args(DType))
         check_choice("scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
         check_positive("in_channels", self.in_channels)
         check_positive("num_classes", self.num_classes)
@@ -105,18 +110,18 @@ class NetConfig:
 class NetOptions:
     """Which network an experiment trains; a field left None is taken from the plans."""
 
-    name: str = "segmamba"
+    name: NetName = "segmamba"
     features: tuple[int, ...] | None = None
     blocks_per_stage: tuple[int, ...] | None = None
     decoder_blocks_per_stage: tuple[int, ...] | None = None
     deep_supervision: bool = True
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     remat: bool = False
-    scan_implementation: str | None = None
+    scan_implementation: ScanImplementation | None = None
 
     def __post_init__(self):
         check_choice("net.name", self.name, NETS)
-        check_choice("net.dtype", self.dtype, DTYPES)
+        check_choice("net.dtype", self.dtype, get_args(DType))
         check_choice("net.scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
 
 
@@ -212,16 +217,16 @@ class OptimConfig:
     learning_rate: float = 3e-4
     weight_decay: float = 3e-5
     gradient_clip: float = 12.0
-    schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
-    schedule_unit: Literal["epoch", "step"] = "epoch"
+    schedule: Schedule = "cosine"
+    schedule_unit: ScheduleUnit = "epoch"
     cosine_period: int = 100
     cosine_floor: float = 5e-6
     warmup_fraction: float = 0.1
     final_div_factor: float = 1e8
 
     def __post_init__(self):
-        check_choice("optim.schedule", self.schedule, ("cosine", "one_cycle", "constant"))
-        check_choice("optim.schedule_unit", self.schedule_unit, ("epoch", "step"))
+        check_choice("optim.schedule", self.schedule, get_args(Schedule))
+        check_choice("optim.schedule_unit", self.schedule_unit, get_args(ScheduleUnit))
         check_positive("optim.learning_rate", self.learning_rate)
         check_positive("optim.gradient_clip", self.gradient_clip)
         check_positive("optim.cosine_period", self.cosine_period)
@@ -267,7 +272,7 @@ class TrainConfig:
     shard_parameters: int = 1
     distributed: bool = False
     start_from: str | None = None
-    non_finite: Literal["stop", "skip"] = "stop"
+    non_finite: NonFinite = "stop"
     allow_changed_settings: bool = False
     keep_checkpoints: int = 1
     seed: int = 0
@@ -277,7 +282,7 @@ class TrainConfig:
         for field in (*whole, "accumulate", "shard_parameters"):
             check_positive(f"train.{field}", getattr(self, field))
         check_that(0 <= self.seed < 2**32, "train.seed", "a number from 0 to 2^32 - 1", self.seed)
-        check_choice("train.non_finite", self.non_finite, ("stop", "skip"))
+        check_choice("train.non_finite", self.non_finite, get_args(NonFinite))
         valid = set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes)
         check_that(valid, "train.mirror_axes", "different axes out of 0, 1, 2", self.mirror_axes)
 

@@ -1,8 +1,11 @@
 """Config files: Python that describes an experiment."""
 
+import contextlib
 import inspect
 import runpy
 import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxmamba3d.checks import check_that
@@ -23,21 +26,42 @@ def load_config(argument: str | Path) -> ExperimentConfig:
     path, words = _split(str(argument))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file")
-    sys.path.insert(0, str(path.parent.resolve()))
     try:
-        namespace = runpy.run_path(str(path))
-        check_that("get_config" in namespace, str(path), "a file that defines get_config()", "none")
-        get_config = namespace["get_config"]
-        takes = len(words) <= len(inspect.signature(get_config).parameters)
-        check_that(takes, f"{path}'s get_config()", "called without a word after a colon", ":".join(words))
-        config = get_config(*words)
+        with _importing_from(path.parent.resolve()):
+            config = _run(path, words)
     except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} must be a config file, got {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename}, line {place.lineno}"
+        raise ValueError(
+            f"{path} must be a config file, got {type(error).__name__}: {error} ({where})"
+        ) from error
     wish = "a get_config() that returns an ExperimentConfig"
     check_that(isinstance(config, ExperimentConfig), str(path), wish, type(config).__name__)
     return config
+
+
+def _run(path: Path, words: Sequence[str]) -> object:
+    namespace = runpy.run_path(str(path))
+    check_that("get_config" in namespace, str(path), "a file that defines get_config()", "none")
+    get_config = namespace["get_config"]
+    takes = len(words) <= len(inspect.signature(get_config).parameters)
+    check_that(takes, f"{path}'s get_config()", "called without a word after a colon", ":".join(words))
+    return get_config(*words)
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Its modules are forgotten afterwards: another config's folder may have others of the same names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == folder:
+                del sys.modules[name]
 
 
 def _split(argument: str) -> tuple[Path, tuple[str, ...]]:

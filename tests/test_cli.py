@@ -13,6 +13,7 @@ from real_data import ROOT
 from small_datasets import image_and_label, write_decathlon, write_nifti
 
 from jaxmamba3d import cli, experiment, training
+from jaxmamba3d.config_file import load_config
 from jaxmamba3d.nets import read_weights
 
 CONFIG = """
@@ -154,6 +155,7 @@ def test_what_is_not_there_is_named_in_one_sentence(command, arguments, message)
         ("x = 1", "must be a file that defines get_config(), got none"),
         ("x = ", "must be a config file, got SyntaxError"),
         ("import nowhere_to_be_found", "must be a config file, got ModuleNotFoundError"),
+        ("x = 1\n{}['a']", "must be a config file, got KeyError: 'a' (config.py, line 2)"),
         ("def get_config():\n    return 5", "a get_config() that returns an ExperimentConfig, got int"),
     ],
 )
@@ -166,13 +168,13 @@ def test_files_that_are_no_config(command, tmp_path, text, message):
     ("arguments", "message"),
     [
         (("--train.epochs", "0"), "train.epochs must be greater than 0, got 0"),
-        (("--net.name", "unet"), "net.name must be one of segmamba"),
+        (("--net.name", "unet"), "segmambaskip"),
         (("--train.epoch", "3"), "--train.epochs"),
         (("--data.fold", "-1"), "data.fold must be 0 or more, or all, got -1"),
         (("--data.fold", "each"), "all"),
         (("--optim.schedule", "poly"), "one_cycle"),
         (("--train.mirror-axes", "0", "0"), "train.mirror_axes must be different axes out of 0, 1, 2"),
-        (("--net.scan-implementation", "fast"), "net.scan_implementation must be one of None, reference"),
+        (("--net.scan-implementation", "fast"), "reference"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(command, tmp_path, arguments, message):
@@ -181,6 +183,22 @@ def test_settings_that_cannot_be_are_refused(command, tmp_path, arguments, messa
     assert code not in (None, 0)
     assert message in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_configs_of_two_folders_import_their_own_siblings(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "base.py").write_text(f"OUTPUT = {folder!r}")
+        text = CONFIG.replace("def get_config", "from base import OUTPUT\n\ndef get_config")
+        (tmp_path / folder / "config.py").write_text(text.replace('"run"', "OUTPUT"))
+    outputs = [load_config(tmp_path / folder / "config.py").output for folder in ("a", "b")]
+    assert outputs == ["a", "b"]
+
+
+def test_help_of_train_needs_no_config(command):
+    message, printed = command("train", "--help")
+    assert message is None
+    assert "`train CONFIG.py [--field value ...]`" in printed
 
 
 def test_all_folds_and_the_word_after_a_colon_reach_the_experiment(command, tmp_path, monkeypatch):

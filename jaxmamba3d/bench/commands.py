@@ -47,7 +47,7 @@ def bench_scan(
         implementations = ("xla_sequential", "xla_associative") if on_cpu else ("xla_associative", *kernels)
     shapes = paper_shapes(datasets, nets)
     scan.bench_scan(shapes, implementations, dtypes, output, repeats=repeats, longest=longest)
-    sys.stdout.write((output / "scan.md").read_text())
+    sys.stdout.write((output / "scan.md").read_text(encoding="utf-8"))
 
 
 def bench_net(
@@ -90,7 +90,7 @@ def bench_net(
         for name in nets
     ]
     net.bench_nets(chosen, output, batch_per_chip=batch_per_chip, topology=aot, steps=steps)
-    sys.stdout.write((output / "net.md").read_text())
+    sys.stdout.write((output / "net.md").read_text(encoding="utf-8"))
 
 
 def bench_pipeline(
@@ -132,7 +132,7 @@ def bench_pipeline(
         seconds=seconds,
         repeats=repeats,
     )
-    sys.stdout.write((output / "pipeline.md").read_text())
+    sys.stdout.write((output / "pipeline.md").read_text(encoding="utf-8"))
 
 
 COMMANDS = {"scan": bench_scan, "net": bench_net, "pipeline": bench_pipeline}

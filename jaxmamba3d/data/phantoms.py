@@ -1,6 +1,5 @@
 """A small made-up dataset that looks like abdominal MRI, in the Decathlon's layout."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from jaxmamba3d.config import PhantomConfig
+from jaxmamba3d.files import write_json
 
 LABELS = {"0": "background", "1": "liver", "2": "kidneys", "3": "lesion"}
 AIR, FAT, MUSCLE, LIVER, KIDNEY, LESION, SPINE = 20, 420, 260, 340, 480, 560, 150
@@ -55,7 +55,7 @@ def write_phantom_dataset(folder: str | Path, config: PhantomConfig) -> None:
         "training": entries,
         "test": [],
     }
-    (temporary / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
+    write_json(temporary / "dataset.json", description)
     temporary.replace(folder)
 
 

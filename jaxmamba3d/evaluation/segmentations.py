@@ -63,7 +63,12 @@ def find_pairs(
     if is_dataset(labels_dir):
         references = {case.name: case.label for case in read_dataset(labels_dir).cases}
         unknown = sorted(set(predictions) - set(references))
-        check_that(not unknown, f"predictions in {predictions_dir}", f"of cases of {labels_dir}", unknown)
+        check_that(
+            cases is not None or not unknown,
+            f"predictions in {predictions_dir}",
+            f"of cases of {labels_dir}",
+            unknown,
+        )
         found = set(predictions)
     else:
         references = _files_of(labels_dir)

@@ -125,7 +125,7 @@ class Table:
         return f"<table>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n"
 
     def latex(self, caption: str) -> str:
-        r"""As a floating LaTeX table that needs `\\usepackage{booktabs,adjustbox}`.
+        r"""As a floating LaTeX table that needs `\usepackage{booktabs,adjustbox}`.
 
         Args:
             caption: plain text.

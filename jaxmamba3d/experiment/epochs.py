@@ -56,7 +56,7 @@ def read_epochs(folder: Path) -> Epochs | None:
     path = folder / METRICS
     if not path.is_file():
         return None
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         entries = list(csv.DictReader(file))
     if not entries:
         return None

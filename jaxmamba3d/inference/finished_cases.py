@@ -120,7 +120,7 @@ def _read_records(folder: Path) -> dict[Path, Record]:
     found = {}
     for path in sorted(folder.glob(f"{RECORD}*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             found[path] = Record(
                 digest=content["digest"], cases=dict(content["cases"]), claimed=content.get("claimed")
             )

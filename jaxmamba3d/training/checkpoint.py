@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
-import logging
 import os
 import re
 import shutil
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +22,6 @@ from jaxmamba3d.wording import memory
 
 CHECKPOINTS = "checkpoints"
 """Their folder in that of a fold."""
-
-LOOP_CLOSED = "Event loop is closed"
-"""What TensorStore's threads say to tasks that Orbax has given up."""
 
 DAMAGES = "OUT_OF_RANGE|DATA_LOSS|NOT_FOUND|FAILED_PRECONDITION|not found in the checkpoint|is not JSON"
 """In errors of files that are not whole."""
@@ -94,11 +89,8 @@ class Checkpoints:
 
     def check_room(self, state: TrainState) -> None:
         """Raises ValueError if the disk is too full for what will lie there at once."""
-        params, rest = (
-            sum(leaf.nbytes for leaf in jax.tree.leaves(part))
-            for part in (state.params, (state.optimizer, state.step))
-        )
-        needed = (self._keep + 1) * (params + rest) + 2 * params  # the oldest goes when the newest is whole
+        latest, best = _sizes(state)
+        needed = (self._keep + 1) * latest + 2 * best  # the oldest goes when the newest is whole
         held = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(self._folder).free
         choose = "make room, lower train.keep_checkpoints, or choose another output"
@@ -124,6 +116,9 @@ class Checkpoints:
         }
         rest = ocp.args.StandardSave(_named_leaves((state.optimizer, state.step)))
         with _full_disks_named(self._folder):
+            latest, best = _sizes(state)
+            if shutil.disk_usage(self._folder).free < latest + is_best * best:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would say it in pages
             # The latest comes last: a run killed in between does this epoch again, and with it its best.
             if is_best:
                 self._managers["best"].save(step, args=ocp.args.Composite(**parts))
@@ -166,6 +161,15 @@ class Checkpoints:
         """Ends the managers' threads."""
         for manager in self._managers.values():
             manager.close()
+
+
+def _sizes(state: TrainState) -> tuple[int, int]:
+    """Bytes of a latest and of a best checkpoint."""
+    params, rest = (
+        sum(leaf.nbytes for leaf in jax.tree.leaves(part))
+        for part in (state.params, (state.optimizer, state.step))
+    )
+    return params + rest, params
 
 
 def has_checkpoint(folder: Path, which: str = "latest") -> bool:
@@ -248,8 +252,7 @@ def check_path(folder: Path) -> None:
 def _damage_named(checkpoint: Path, remedy: str) -> Iterator[None]:
     """Says in one sentence what Orbax and TensorStore say of a file that is not there or not whole."""
     try:
-        with _abandoned_tasks_silent():
-            yield
+        yield
     except Exception as error:  # Orbax raises this very class
         cause = error.__cause__ or error
         lost = isinstance(cause, FileNotFoundError | json.JSONDecodeError)
@@ -270,48 +273,15 @@ def _without(checkpoint: Path) -> str:
 
 @contextlib.contextmanager
 def _full_disks_named(folder: Path) -> Iterator[None]:
-    """Says in one sentence what Orbax and TensorStore say in pages, the latter by a ValueError."""
+    """Says in one sentence what Orbax and TensorStore say of it, the latter by a ValueError."""
     try:
-        with _abandoned_tasks_silent():
-            yield
+        yield
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         cause = OSError(int(code[1]), os.strerror(int(code[1]))) if code else error
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             raise unwritten(folder, cause) from error
         raise
-
-
-@contextlib.contextmanager
-def _abandoned_tasks_silent() -> Iterator[None]:
-    """Of a failure only the error that is raised is heard, not one of each file that Orbax had begun.
-
-    After an error this goes on, for Orbax's tasks alone: they end when they do, the last with the process.
-    """
-    loggers, hooks = [logging.getLogger(x) for x in ("absl", "asyncio")], (sys.excepthook, sys.unraisablehook)
-
-    def excepthook(kind, error, traceback):
-        if str(error) != LOOP_CLOSED:
-            hooks[0](kind, error, traceback)
-
-    def unraisablehook(unraisable):
-        task = unraisable.object
-        of_orbax = isinstance(task, types.CoroutineType) and "orbax" in task.cr_code.co_filename
-        if not of_orbax and str(unraisable.exc_value) != LOOP_CLOSED:
-            hooks[1](unraisable)
-
-    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
-    for logger in loggers:
-        logger.addFilter(_not_of_orbax)
-    yield
-    sys.excepthook, sys.unraisablehook = hooks
-    for logger in loggers:
-        logger.removeFilter(_not_of_orbax)
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return "orbax" not in message and "_SignalingThread" not in message
 
 
 def _named_leaves(tree: Any) -> dict[str, jax.Array]:

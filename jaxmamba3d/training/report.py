@@ -79,7 +79,7 @@ class MetricsLog:
     def seconds_left(self, epochs: int) -> float:
         """Until that many epochs are done, if they take as long as the latest ten did."""
         latest = [row.seconds for row in self._rows[-10:]]
-        return (epochs - len(self._rows)) * sum(latest) / len(latest)
+        return (epochs - 1 - self._rows[-1].epoch) * sum(latest) / len(latest)
 
     def append(self, metrics: EpochMetrics) -> None:
         """Adds an epoch to the table, to TensorBoard and to the picture."""

@@ -117,6 +117,14 @@ def test_each_epoch_is_on_disk_at_once(tmp_path):
     log.close()
 
 
+def test_the_time_left_goes_by_the_epoch_and_not_by_the_table(tmp_path):
+    """Which begins again where it was lost."""
+    log = MetricsLog(tmp_path, LABELS, start_epoch=7)
+    log.append(metrics_of(7))
+    log.close()
+    assert log.seconds_left(10) == 2 * 2.5
+
+
 def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path, LABELS)
     log.append(metrics_of(0))
