@@ -2,7 +2,7 @@
 
 A config names everything a run depends on; `--help` after it lists the fields. The phases are in
 `jaxmamba3d/experiment/`: prepare the data, train folds, predict and score their validation cases. Prepared
-data and finished epochs are kept, so the same command goes on with a run that was stopped.
+data and finished epochs are kept, so the same command resumes a run that was stopped.
 """
 
 from jaxmamba3d.cli import run_command, train

@@ -1,4 +1,4 @@
-"""Checks of values and shapes; a failure is a ValueError that names argument, wish and find."""
+"""Checks of values and shapes; a failure is a ValueError that names argument, wanted and find."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -13,7 +13,7 @@ class UnsupportedError(RuntimeError):
 
 
 class InterruptedTraining(Exception):
-    """A scheduler ended the training early; its state is saved, and the same command goes on from there."""
+    """A scheduler ended the training early; its state is saved, and the same command resumes from there."""
 
 
 def check_that(condition: bool, argument: str, wanted: str, found: Any) -> None:

@@ -19,7 +19,7 @@ from jaxmamba3d.config import DataConfig, ExperimentConfig, NetName, NetOptions
 from jaxmamba3d.config_file import load_config
 
 Positional = tyro.conf.Positional
-Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one a core")]
+Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one per core")]
 
 
 def plan(
@@ -81,14 +81,14 @@ def predict(
     probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     no_postprocessing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Segment all images of a folder; a call that was interrupted goes on where it stopped.
+    """Segment all images of a folder; a call that was interrupted resumes where it stopped.
 
     Args:
         run: folder of a training run.
         input: folder of images, CASE.nii.gz or CASE_0000.nii.gz, CASE_0001.nii.gz for channels; or a dataset,
             as for `plan`: its cases that are in none of the run's folds, or all if all are.
         output: folder of the segmentations CASE.nii.gz.
-        folds: trained folds to average; default: those trained to their end, or else all.
+        folds: trained folds to average; default: those fully trained, or else all.
         checkpoint: latest or best.
         no_mirroring: do not average over mirrored copies, an 8th of the work, whatever the run's config says.
         probabilities: also write CASE.npz with the probabilities of all classes, [K, z, y, x], to which
@@ -260,8 +260,8 @@ def train(arguments: list[str] | None = None) -> None:
         sys.stdout.write(inspect.cleandoc(train.__doc__) + "\n")
         return
     if not arguments or arguments[0].startswith("-"):
-        wish = "first the path of a config file, such as configs/quickstart.py (--help after it lists fields)"
-        raise ValueError(f"train must be given {wish}, got {' '.join(arguments) or 'nothing'}")
+        wanted = "the path of a config file first, such as configs/quickstart.py (then --help lists fields)"
+        raise ValueError(f"train must be given {wanted}, got {' '.join(arguments) or 'nothing'}")
     config = tyro.cli(
         ExperimentConfig,
         prog=f"train {arguments[0]}",
@@ -300,7 +300,7 @@ TRY_AGAIN = 75
 
 
 def run_command(command) -> None:
-    """Runs a command; what its user can mend ends it with one sentence instead of a traceback."""
+    """Runs a command; what its user can fix ends it with one sentence instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     try:
         level = (os.environ.get("JAXMAMBA3D_LOG_LEVEL") or "INFO").upper()
@@ -322,7 +322,7 @@ def run_command(command) -> None:
         logging.getLogger("jaxmamba3d").warning("%s", error)
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from what is finished")
+        sys.exit("stopped; the same command resumes from what is finished")
     except Exception:
         _end_at_once(traceback.format_exc())
         raise

@@ -74,7 +74,7 @@ class NetConfig:
         check_positive("in_channels", self.in_channels)
         check_positive("num_classes", self.num_classes)
         stages = len(self.features)
-        check_that(stages >= 2, "features", "one entry a stage, at least 2", self.features)
+        check_that(stages >= 2, "features", "one entry per stage, at least 2", self.features)
         for field, count in (
             ("kernel_sizes", stages),
             ("strides", stages),
@@ -135,8 +135,8 @@ class PhantomConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check_that(self.cases >= 5, "data.phantoms.cases", "at least 5 (one a fold)", self.cases)
-        check_that(min(self.shape) >= 16, "data.phantoms.shape", "at least 16 voxels an axis", self.shape)
+        check_that(self.cases >= 5, "data.phantoms.cases", "at least 5 (one per fold)", self.cases)
+        check_that(min(self.shape) >= 16, "data.phantoms.shape", "at least 16 voxels per axis", self.shape)
         check_that(min(self.spacing) > 0, "data.phantoms.spacing", "positive millimetres", self.spacing)
 
 
@@ -244,8 +244,8 @@ class TrainConfig:
 
     Args:
         epochs: epochs to train.
-        steps_per_epoch: optimizer steps an epoch (nnU-Net: 250).
-        validation_steps: validation batches an epoch (nnU-Net: 50).
+        steps_per_epoch: optimizer steps per epoch (nnU-Net: 250).
+        validation_steps: validation batches per epoch (nnU-Net: 50).
         mirror_axes: axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random.
         rotate_and_scale: augment patches by turning and scaling them.
         vary_intensities: augment them by noise, blur, brightness, contrast, low resolution and gamma.
@@ -256,9 +256,9 @@ class TrainConfig:
         start_from: folder of another run's fold, such as runs/segmamba/fold_0, whose parameters the training
             starts from where names and shapes agree.
         non_finite: what a loss or gradient that is not finite does: "stop" the run, or "skip" the step.
-        allow_changed_settings: go on from a checkpoint that was trained with other settings; net, plans,
-            labels and cases must be the same all the same.
-        keep_checkpoints: how many latest checkpoints stay on disk beside the best.
+        allow_changed_settings: resume from a checkpoint that was trained with other settings; net, plans,
+            labels and cases must still be the same.
+        keep_checkpoints: how many latest checkpoints stay on disk, in addition to the best.
         seed: of initialisation, patch order and augmentation.
     """
 
@@ -326,7 +326,7 @@ class ExperimentConfig:
         return Path(self.data.work or Path(self.output) / "work")
 
     def decisive_settings(self) -> dict[str, Any]:
-        """The settings, beside net and plans, that decide which parameters a training ends with.
+        """The settings, other than net and plans, that decide which parameters a training ends with.
 
         Its length is one of them only where the learning rate depends on it: others can be prolonged.
         """

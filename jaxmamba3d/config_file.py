@@ -35,8 +35,8 @@ def load_config(argument: str | Path) -> ExperimentConfig:
         raise ValueError(
             f"{path} must be a config file, got {type(error).__name__}: {error} ({where})"
         ) from error
-    wish = "a get_config() that returns an ExperimentConfig"
-    check_that(isinstance(config, ExperimentConfig), str(path), wish, type(config).__name__)
+    wanted = "a get_config() that returns an ExperimentConfig"
+    check_that(isinstance(config, ExperimentConfig), str(path), wanted, type(config).__name__)
     return config
 
 

@@ -19,7 +19,7 @@ except ImportError:  # Windows
 
 ONE_DAY = 24 * 3600
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 FileIdentities = list[list[Any]]
 """JSON-able: path, size and time of each file, the latter two None where it cannot be found."""
@@ -52,7 +52,7 @@ def _remove_left_behind(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
+def folder_lock(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
     """Keeps other processes that ask for it likewise out of a folder until the block ends, or the process.
 
     Where the system or the file system knows no locks on folders, as NFS, nobody is kept out.
@@ -90,7 +90,7 @@ def _lock(handle: int) -> None:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether someone keeps others out of a folder by `alone_in`."""
+    """Whether someone keeps others out of a folder by `folder_lock`."""
 
     def busy():
         raise BlockingIOError
@@ -98,7 +98,7 @@ def in_use(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     try:
-        with alone_in(folder, busy):
+        with folder_lock(folder, busy):
             return False
     except BlockingIOError:
         return True
@@ -129,7 +129,7 @@ def full_disks_named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             raise unwritten(path, error) from error
         raise
 

@@ -8,7 +8,7 @@ from typing import Any
 from jaxmamba3d.checks import check_that
 
 BACKGROUND, IGNORE = "background", "ignore"
-MOST_VALUES = 256
+MAX_LABELS = 256
 """Of a segmentation, whose files are uint8."""
 
 OUTSIDE = -1
@@ -45,16 +45,16 @@ class Labels:
         check_that(
             "mean" not in self.entries, "labels", "of names other than mean, the tables' last row", "mean"
         )
-        check_that(len(self.values) <= MOST_VALUES, "labels", f"at most {MOST_VALUES}", len(self.values))
+        check_that(len(self.values) <= MAX_LABELS, "labels", f"at most {MAX_LABELS}", len(self.values))
         if IGNORE in self.entries:
-            wish = "such that `ignore` is one value, the highest, as in nnU-Net"
+            wanted = "such that `ignore` is one value, the highest, as in nnU-Net"
             highest = self.entries[IGNORE] == (len(self.values),)
-            check_that(highest, "labels", wish, _plain(self.entries))
+            check_that(highest, "labels", wanted, _plain(self.entries))
         if self.has_regions:
-            wish = f"one value for each of the {len(self.structures)} regions {list(self.structures)}"
+            wanted = f"one value for each of the {len(self.structures)} regions {list(self.structures)}"
             order = self.regions_class_order
             fits = order is not None and len(order) == len(self.structures) and set(order) <= set(self.values)
-            check_that(fits, "regions_class_order", wish, order)
+            check_that(fits, "regions_class_order", wanted, order)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Labels":
@@ -64,8 +64,8 @@ class Labels:
             ValueError: they are no labels.
         """
         labels = content.get("labels")
-        wish = "a table of names and values"
-        check_that(isinstance(labels, Mapping) and bool(labels), "labels", wish, labels)
+        wanted = "a table of names and values"
+        check_that(isinstance(labels, Mapping) and bool(labels), "labels", wanted, labels)
         order = content.get("regions_class_order")
         try:
             if all(str(key).isdigit() for key in labels):
@@ -78,8 +78,8 @@ class Labels:
             check_that(len(entries) == len(labels), "labels", "of different names and values", dict(labels))
             return cls(entries, None if order is None else _values(order))
         except TypeError as error:
-            wish = "whole numbers, or lists of them for regions"
-            raise ValueError(f"the values of labels must be {wish}, got {dict(labels)}") from error
+            wanted = "whole numbers, or lists of them for regions"
+            raise ValueError(f"the values of labels must be {wanted}, got {dict(labels)}") from error
 
     def to_json(self) -> dict[str, Any]:
         """The same two fields, as nnU-Net writes them."""
@@ -128,7 +128,7 @@ class Labels:
 
     @property
     def outputs(self) -> int:
-        """Channels of the logits: one a region, or one a class, background included."""
+        """Channels of the logits: one per region, or one per class, background included."""
         return len(self.structures) if self.has_regions else len(self.values)
 
     @property

@@ -29,7 +29,7 @@ from jaxmamba3d.data import (
     save_plans,
 )
 from jaxmamba3d.evaluation import Postprocessing
-from jaxmamba3d.files import alone_in, in_use, load_json, write_json, write_text
+from jaxmamba3d.files import folder_lock, in_use, load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import UNet3D, abstract_net, build_net, load_official_weights
 from jaxmamba3d.training import (
@@ -79,13 +79,13 @@ class Run:
         """The checkpoints of one fold."""
         return self.fold_folder(fold) / CHECKPOINTS
 
-    def alone_in_fold(self, fold: int) -> contextlib.AbstractContextManager[None]:
+    def fold_lock(self, fold: int) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from training a fold.
 
         Raises:
             ValueError: one does already.
         """
-        return alone_in(self.fold_folder(fold), lambda: self._refuse(fold))
+        return folder_lock(self.fold_folder(fold), lambda: self._refuse(fold))
 
     def check_free(self, fold: int) -> None:
         """Raises ValueError if a process trains a fold."""
@@ -164,9 +164,9 @@ class Run:
         return versions
 
 
-def alone_in_run(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+def run_lock(folder: str | Path) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes from writing what the folds of a run share; waits for one that does."""
-    return alone_in(Path(folder), lambda: logger.info("waiting: another process writes %s", folder))
+    return folder_lock(Path(folder), lambda: logger.info("waiting: another process writes %s", folder))
 
 
 def describe_run(config: ExperimentConfig, workspace: Workspace) -> Run:
@@ -180,8 +180,8 @@ def describe_run(config: ExperimentConfig, workspace: Workspace) -> Run:
     run = _describe(config, workspace.plans, len(dataset.channel_names), dataset.labels)
     if run.begun_folds() and (splits := run.splits()):
         same = splits == [dict(split) for split in workspace.splits]
-        wish = f"split as its trained folds are, by {run.folder / SPLITS} (or choose another output)"
-        check_that(same, str(workspace.folder), wish, "other splits")
+        wanted = f"split as its trained folds are, by {run.folder / SPLITS} (or choose another output)"
+        check_that(same, str(workspace.folder), wanted, "other splits")
     return run
 
 
@@ -193,15 +193,15 @@ def start_run(
     Args:
         config: the experiment.
         workspace: its data.
-        locks: until it is closed, others are kept from the first fold to be trained; see `Run.alone_in_fold`.
+        locks: until it is closed, others are kept from the first fold to be trained; see `Run.fold_lock`.
 
     Raises:
         ValueError: see `describe_run`; or a process trains one of the folds already.
     """
-    with alone_in_run(config.output), contextlib.ExitStack() as lock:
+    with run_lock(config.output), contextlib.ExitStack() as lock:
         run = describe_run(config, workspace)
         first, *others = workspace.folds(config.data.fold)
-        lock.enter_context(run.alone_in_fold(first))
+        lock.enter_context(run.fold_lock(first))
         for fold in others:
             run.check_free(fold)
         run = _write(run)
@@ -240,13 +240,13 @@ def import_weights(
     net = abstract_net(net_config)
     load_official_weights(net, weights)
     fold = config.data.fold
-    with alone_in_run(config.output):
+    with run_lock(config.output):
         run = _describe(config, plans, len(description.channel_names), description.labels)
         checkpoints = run.checkpoints(fold)
         if has_checkpoint(checkpoints):
             words = "has checkpoints already; choose another output folder or fold"
             raise FileExistsError(f"{checkpoints}: {words}")
-        with run.alone_in_fold(fold):
+        with run.fold_lock(fold):
             run = _write(run)
             if splits is not None:
                 write_json(run.folder / SPLITS, splits)
@@ -298,8 +298,8 @@ def _check_same(here: Run) -> None:
     for before in known:
         shared = before.keys() & now.keys()
         different = "; ".join(differences(*({key: x[key] for key in sorted(shared)} for x in (before, now))))
-        wish = "of the same net, data and settings as now (or choose another output)"
-        check_that(not different, f"the trained run {here.folder}", wish, different)
+        wanted = "of the same net, data and settings as now (or choose another output)"
+        check_that(not different, f"the trained run {here.folder}", wanted, different)
 
 
 def _description(run: Run) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def open_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if lacking := _lacking(folder):
-        remedy = "train.py makes one, and mends one that lost a file"
+        remedy = "train.py makes one, and restores one that lost a file"
         raise FileNotFoundError(f"{folder}: not a run folder (it has no {', '.join(lacking)}); {remedy}")
     return Run(
         folder,

@@ -47,7 +47,7 @@ def recorded_properties(dataset: str, case: str) -> dict:
 
 
 def raw_files(dataset: str, case: str) -> tuple[list[Path], Path]:
-    """Image files, one a channel, and label file of a recorded case."""
+    """Image files, one per channel, and label file of a recorded case."""
     if dataset == "hippo":
         folder = real_dataset("Task04_Hippocampus")
         return [folder / "imagesTr" / f"{case}.nii.gz"], folder / "labelsTr" / f"{case}.nii.gz"

@@ -32,7 +32,7 @@ def image_and_label(seed: int, channels: int = 1, shape: tuple[int, int, int] = 
 
 
 def write_decathlon(folder: Path, *, cases: int = 5, channels: int = 1, shape=SHAPE) -> Path:
-    """A dataset in the Decathlon's layout: one file a case, channels on the last axis."""
+    """A dataset in the Decathlon's layout: one file per case, channels on the last axis."""
     entries = []
     for number in range(cases):
         image, label = image_and_label(number, channels, shape)
@@ -51,7 +51,7 @@ def write_decathlon(folder: Path, *, cases: int = 5, channels: int = 1, shape=SH
 
 
 def write_nnunet(folder: Path, *, cases: int = 5, channels: int = 1, shape=SHAPE) -> Path:
-    """The same in nnU-Net's raw layout: one file a channel."""
+    """The same in nnU-Net's raw layout: one file per channel."""
     for number in range(cases):
         image, label = image_and_label(number, channels, shape)
         for channel in range(channels):

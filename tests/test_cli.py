@@ -126,7 +126,7 @@ def test_models_are_compared(command, tmp_path):
     [
         (("plan", "nowhere", "--output", "work"), "nowhere: no such dataset folder"),
         (("preprocess", "nowhere"), "nowhere: not a work folder; make one with `jaxmamba3d plan`"),
-        (("train",), "train must be given first the path of a config file"),
+        (("train",), "train must be given the path of a config file first"),
         (("train", "nowhere.py"), "nowhere.py: no such config file"),
         (("predict", "nowhere", "--input", "a", "--output", "b"), "nowhere: not a run folder"),
         (("report", "nowhere"), "nowhere: not a run folder"),

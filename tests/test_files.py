@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from jaxmamba3d.files import alone_in, in_use, replacing, write_text
+from jaxmamba3d.files import folder_lock, in_use, replacing, write_text
 
 
 def refuse():
@@ -36,9 +36,9 @@ def test_a_folder_is_in_use_while_someone_keeps_it(tmp_path):
     folder = tmp_path / "folder"
     assert not in_use(folder)
     assert not folder.exists()
-    with alone_in(folder, refuse):
+    with folder_lock(folder, refuse):
         assert in_use(folder)
-        with pytest.raises(ValueError, match="busy"), alone_in(folder, refuse):
+        with pytest.raises(ValueError, match="busy"), folder_lock(folder, refuse):
             pass
     assert not in_use(folder)
 
@@ -54,7 +54,7 @@ def test_who_only_asks_keeps_nobody_out(tmp_path):
     asking.start()
     try:
         for _ in range(50):
-            with alone_in(tmp_path, refuse):
+            with folder_lock(tmp_path, refuse):
                 pass
     finally:
         done.set()

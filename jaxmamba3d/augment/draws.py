@@ -16,7 +16,7 @@ class Effect(NamedTuple):
 
     Args:
         applied: bool [], whether the sample is changed at all.
-        strength: arguments of the effect beside the volume; arrays [C, ...], an entry for each channel.
+        strength: arguments of the effect other than the volume; arrays [C, ...], an entry for each channel.
     """
 
     applied: jax.Array

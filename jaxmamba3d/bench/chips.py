@@ -1,4 +1,4 @@
-"""Chips that are not here, for which XLA compiles all the same."""
+"""Chips that are not here, for which XLA can compile."""
 
 import dataclasses
 import importlib.util
@@ -35,7 +35,7 @@ VERSIONED = ("driver", "runtime", "compile_time_toolkit")
 
 
 class Gpu(NamedTuple):
-    """What XLA's compiler wants to know of a GPU beside its `ChipRates`.
+    """What XLA's compiler wants to know of a GPU in addition to its `ChipRates`.
 
     Args:
         name: as CUDA gives it.

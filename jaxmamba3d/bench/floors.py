@@ -7,7 +7,7 @@ from jaxmamba3d.bench.shapes import ScanShape
 
 
 class ChipRates(NamedTuple):
-    """How fast a GPU is at most: multiprocessors, boost clock (Hz), and bytes a second of the memory."""
+    """How fast a GPU is at most: multiprocessors, boost clock (Hz), and bytes per second of the memory."""
 
     processors: int
     clock: float

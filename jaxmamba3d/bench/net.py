@@ -20,7 +20,7 @@ from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import abstract_net, build_net
 from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.training import make_optimizer
-from jaxmamba3d.training.ahead import StepTooLarge, compile_fitting, lower_train_step, memory_needed
+from jaxmamba3d.training.compilation import StepTooLarge, compile_fitting, lower_train_step, memory_needed
 from jaxmamba3d.training.mesh import mesh_over, place_state, state_shardings
 from jaxmamba3d.training.steps import init_state
 from jaxmamba3d.wording import markdown_table
@@ -208,11 +208,11 @@ def _values(labels: Labels) -> jax.Array:
 
 
 def _markdown(rows: Sequence[MeasuredStep]) -> str:
-    columns = ["net", "dataset", "dtype", "remat", "chips", "batch", "parameters", "TFLOP a chip"]
-    columns += ["GiB a chip", "fits", "compiled in s"]
+    columns = ["net", "dataset", "dtype", "remat", "chips", "batch", "parameters", "TFLOP per chip"]
+    columns += ["GiB per chip", "fits", "compiled in s"]
     timed = any(row.milliseconds is not None for row in rows)
     if timed:
-        columns += ["ms a step", "± ms", "patches/s"]
+        columns += ["ms per step", "± ms", "patches/s"]
 
     def cells_of(row):
         cells = [row.net, row.dataset, row.dtype, "yes" if row.remat else "no", row.chips, row.batch]

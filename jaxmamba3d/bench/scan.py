@@ -40,7 +40,7 @@ class Measurement:
         milliseconds, spread: median and distance of the quartiles; None: not measured, see `note`.
         tokens_per_second: B L over the median.
         share_of_floor: the chip's least time over the median; None where the chip is not in the table.
-        temporaries_mb: the compiled program's memory beside inputs and outputs; None for other libraries.
+        temporaries_mb: the compiled program's memory without inputs and outputs; None for other libraries.
         note: why a row has no time.
     """
 

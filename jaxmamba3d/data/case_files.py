@@ -24,7 +24,7 @@ ANNOTATED = "annotated"
 # Each open memory map holds a file descriptor, of which a process may have 1024 on common systems.
 OPEN_CASES = 256
 
-KEPT_TABLES = 1024
+TABLE_CACHE_SIZE = 1024
 """Of voxels to centre on, in memory: mostly 120 kB each."""
 
 
@@ -129,7 +129,7 @@ def centres_of(folder: Path) -> tuple[CentreTables, CentreTables]:
 
 
 def forget_cases() -> None:
-    """Opens cases anew from here on, for they may have been preprocessed again."""
+    """Opens cases again from here on, for they may have been preprocessed again."""
     for opened in (open_case, centres_of, _table):
         opened.cache_clear()
 
@@ -138,7 +138,7 @@ def _open(folder: Path) -> OpenCase:
     return OpenCase(np.load(folder / IMAGE, mmap_mode="r"), np.load(folder / LABEL, mmap_mode="r"))
 
 
-@functools.lru_cache(maxsize=KEPT_TABLES)
+@functools.lru_cache(maxsize=TABLE_CACHE_SIZE)
 def _table(folder: Path, name: str) -> np.ndarray:
     with np.load(folder / FOREGROUND) as tables:
         return tables[name]

@@ -14,7 +14,7 @@ ENDINGS = (".nii.gz", ".nii")
 
 @dataclass(frozen=True)
 class Case:
-    """One patient: a 3D file a channel, or one file with all channels; label None where there is none."""
+    """One patient: a 3D file per channel, or one file with all channels; label None where there is none."""
 
     name: str
     images: tuple[Path, ...]
@@ -32,7 +32,7 @@ class Dataset:
     Args:
         name: of the folder, or of the dataset that it is known to be.
         folder: absolute.
-        channel_names: one a channel; they decide the normalisation.
+        channel_names: one per channel; they decide the normalisation.
         labels: what label values mean.
         cases: sorted by name.
     """

@@ -22,7 +22,7 @@ class Description:
     """What dataset.json says of images and labels.
 
     Args:
-        channel_names: one a channel; they decide the normalisation.
+        channel_names: one per channel; they decide the normalisation.
         labels: what label values mean.
         content: the whole file.
     """
@@ -74,7 +74,7 @@ def _read_described(folder: Path) -> Dataset:
         logger.warning("%s says numTraining %s, but there are %d cases", path, announced, len(cases))
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    check_that(not twice, str(path), "one entry a case", f"several for {twice}")
+    check_that(not twice, str(path), "one entry per case", f"several for {twice}")
     return Dataset(
         name=folder.name,
         folder=folder,
@@ -151,8 +151,8 @@ def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
 
 def _channel_names(path: Path, entries: Any) -> tuple[str, ...]:
     numbered = isinstance(entries, dict) and sorted(entries) == sorted(map(str, range(len(entries))))
-    wish = 'channel names by number, such as {"0": "CT"}'
-    check_that(numbered and bool(entries), f"{path}: channel_names (or modality)", wish, entries)
+    wanted = 'channel names by number, such as {"0": "CT"}'
+    check_that(numbered and bool(entries), f"{path}: channel_names (or modality)", wanted, entries)
     return tuple(str(entries[str(channel)]) for channel in range(len(entries)))
 
 
@@ -167,8 +167,8 @@ def _decathlon_cases(folder: Path, entries: list[Any], channels: int) -> list[Ca
             for entry in entries
         ]
     except (KeyError, TypeError) as error:
-        wish = 'a list of {"image": file, "label": file}'
-        raise ValueError(f"{folder / DESCRIPTION}: training must be {wish}, got {entries[:1]}") from error
+        wanted = 'a list of {"image": file, "label": file}'
+        raise ValueError(f"{folder / DESCRIPTION}: training must be {wanted}, got {entries[:1]}") from error
 
 
 def _channel_files(listed: Path, channels: int) -> tuple[Path, ...]:
@@ -186,9 +186,9 @@ def _listed_cases(folder: Path, entries: dict[str, Any]) -> list[Case]:
             for name, entry in entries.items()
         ]
     except (KeyError, TypeError) as error:
-        wish = 'a table of case: {"images": [file, ...], "label": file}'
+        wanted = 'a table of case: {"images": [file, ...], "label": file}'
         first = dict(list(entries.items())[:1])
-        raise ValueError(f"{folder / DESCRIPTION}: dataset must be {wish}, got {first}") from error
+        raise ValueError(f"{folder / DESCRIPTION}: dataset must be {wanted}, got {first}") from error
 
 
 def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Case]:

@@ -49,7 +49,7 @@ def raise_problems(dataset: Dataset, problems: Sequence[Sequence[str]]) -> None:
     bad = [f"{case.name}: {'; '.join(found)}" for case, found in pairs if found]
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(dataset.cases)} cases of {dataset.folder} are bad; mend or remove them:\n"
+            f"{len(bad)} of {len(dataset.cases)} cases of {dataset.folder} are bad; fix or remove them:\n"
             + "\n".join(bad)
         )
 
@@ -137,7 +137,7 @@ def check_images(cases: Sequence[Case], channels: int) -> None:
     """
     bad = [f"{case.name}: {problem}" for case in cases if (problem := _image_problem(case, channels))]
     if bad:
-        raise ValueError(f"{len(bad)} of {len(cases)} cases are bad; mend or remove them:\n" + "\n".join(bad))
+        raise ValueError(f"{len(bad)} of {len(cases)} cases are bad; fix or remove them:\n" + "\n".join(bad))
 
 
 def _image_problem(case: Case, channels: int) -> str | None:

@@ -28,7 +28,7 @@ SPACINGS_MM = (1e-3, 100.0)
 """The smallest and the largest voxel that an image may have: what is beyond was not meant in mm."""
 
 VOXELS_AT_ONCE = 2**21
-"""Of a file, in memory beside the array that they go into."""
+"""Of a file, in memory in addition to the array that they go into."""
 
 DAMAGES = (
     HeaderDataError,
@@ -62,7 +62,7 @@ class Volume:
 
 
 def read_volume(paths: str | Path | Sequence[str | Path]) -> Volume:
-    """Reads an image: one 3D file a channel, or one 4D file whose last axis is the channels.
+    """Reads an image: one 3D file per channel, or one 4D file whose last axis is the channels.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -116,8 +116,8 @@ def _empty(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:  # the latter beyond what an address can tell
-        wish = "of a shape that fits into memory"
-        raise ValueError(f"{path} must be {wish}, got {list(shape)}; its header may be damaged") from error
+        wanted = "of a shape that fits into memory"
+        raise ValueError(f"{path} must be {wanted}, got {list(shape)}; its header may be damaged") from error
 
 
 def misplacement(found: Geometry, expected: Geometry) -> float:
@@ -222,12 +222,14 @@ def _as_nifti(path: Path) -> Iterator[BinaryIO]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise FileNotFoundError(f"{path}: no such file") from error
     except OSError as error:
-        wish = "see to its permissions and its disk"
-        raise ValueError(f"{path} must be a file that can be read, got {error.strerror!r}; {wish}") from error
+        advice = "check its permissions and its disk"
+        raise ValueError(
+            f"{path} must be a file that can be read, got {error.strerror!r}; {advice}"
+        ) from error
 
 
 def _header(file: BinaryIO, *, check: bool) -> nibabel.Nifti1Header:
-    """The header at the start of an open file; a check mends or refuses what is wrong with it."""
+    """The header at the start of an open file; a check repairs or refuses what is wrong with it."""
     content = file.read(nibabel.Nifti2Header.sizeof_hdr)
     kind = nibabel.Nifti1Header
     if content[4:8] == b"n+2\0":
@@ -275,8 +277,8 @@ def _geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
     try:
         dtype = header.get_data_dtype()
     except KeyError as error:
-        wish = "must hold numbers of a datatype that NIfTI knows"
-        raise ValueError(f"{path} {wish}, got code {int(header['datatype'])}") from error
+        wanted = "must hold numbers of a datatype that NIfTI knows"
+        raise ValueError(f"{path} {wanted}, got code {int(header['datatype'])}") from error
     if dtype.kind not in "buif":
         raise ValueError(f"{path} must hold real numbers, got {dtype}")
     _check_spacing(path, header)
@@ -323,12 +325,12 @@ def _check_spacing(path: Path, header: nibabel.Nifti1Header) -> None:
         raise ValueError(f"{path} must have a spacing above 0 mm along each axis, got {spacing}")
     low, high = SPACINGS_MM
     if min(spacing) < low * (1 - 1e-6) or max(spacing) > high:
-        wish = f"must have a spacing from {low:g} to {high:g} mm along each axis"
-        raise ValueError(f"{path} {wish}, got {spacing}; mend the header's pixdim and affine")
+        wanted = f"must have a spacing from {low:g} to {high:g} mm along each axis"
+        raise ValueError(f"{path} {wanted}, got {spacing}; fix the header's pixdim and affine")
     unit = _units(header)[0]
     if unit not in ("mm", "unknown"):
-        wish = "convert the header's pixdim, affine and xyzt_units"
-        raise ValueError(f"{path} must give its spacing in mm, got {unit}s; {wish}")
+        wanted = "convert the header's pixdim, affine and xyzt_units"
+        raise ValueError(f"{path} must give its spacing in mm, got {unit}s; {wanted}")
 
 
 def _units(header: nibabel.Nifti1Header) -> tuple[str, str]:

@@ -54,9 +54,9 @@ def map_cases(
                 _counted(bar, job.result())
             return [job.result() for job in jobs]
         except concurrent.futures.process.BrokenProcessPool as error:
-            wish = f"start again with fewer than {workers} processes"
+            wanted = f"start again with fewer than {workers} processes"
             raise ChildProcessError(
-                f"{description}: a worker process died, probably for lack of memory; {wish}"
+                f"{description}: a worker process died, probably for lack of memory; {wanted}"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -19,10 +19,10 @@ class Configuration:
     Args:
         spacing: target voxel size (mm).
         patch_size: training and prediction window (voxels).
-        batch_size: patches a step.
+        batch_size: patches per step.
         median_image_size: median size of the resampled cases (voxels).
-        normalization_schemes: one a channel.
-        use_mask_for_norm: one a channel: normalise inside the nonzero mask alone.
+        normalization_schemes: one per channel.
+        use_mask_for_norm: one per channel: normalise inside the nonzero mask alone.
         batch_dice: the loss's Dice is over the batch instead of each patch.
         features: channels of each stage.
         kernel_sizes, strides: of each stage.

@@ -126,7 +126,7 @@ def _centres(label: np.ndarray, labels: Labels) -> Centres:
 
 
 def _settings(dataset: Dataset, plans: Plans, configuration: str) -> dict[str, Any]:
-    """All that the written arrays depend on beside the image files, as JSON reads it back."""
+    """All that the written arrays depend on other than the image files, as JSON reads it back."""
     chosen = plans.configurations[configuration]
     settings = {
         "dataset_name": plans.dataset_name,

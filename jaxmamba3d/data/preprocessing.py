@@ -47,7 +47,7 @@ def preprocess_case(
     """Reads and preprocesses one case as nnU-Net does.
 
     Args:
-        image_files: one NIfTI file a channel, in the order of the plans' channels, or one 4D file with all.
+        image_files: one NIfTI file per channel, in the order of the plans' channels, or one 4D file with all.
         label_file: NIfTI file of the label map, or None.
         plans: of the dataset.
         configuration: one of the plans'.
@@ -95,8 +95,8 @@ def preprocess_volume(
     image, label, box = crop_to_nonzero(image, label.transpose(forward) if labelled else None)
     cropped = image.shape[1:]
     shape = resampled_shape(cropped, spacing, settings.spacing)
-    wish = f"at least 1 voxel large at the plans' spacing of {settings.spacing} mm"
-    check_that(min(shape) > 0, name, wish, f"{shape} from a spacing of {tuple(spacing)} mm")
+    wanted = f"at least 1 voxel large at the plans' spacing of {settings.spacing} mm"
+    check_that(min(shape) > 0, name, wanted, f"{shape} from a spacing of {tuple(spacing)} mm")
     axis = separate_axis(spacing, settings.spacing)
     if labelled or any(settings.use_mask_for_norm):
         label = mark_outside(image, label)

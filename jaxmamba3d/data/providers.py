@@ -133,8 +133,8 @@ def _frames(info: Path) -> list[int]:
     entries = {key.strip(): value.strip() for key, _, value in lines}
     found = {key: entries.get(key, "") for key in FRAMES}
     numbers = [int(value) for value in found.values() if value.isdecimal()]
-    wish = 'a file with the numbers of two frames in the lines "ED: " and "ES: "'
-    check_that(len(set(numbers)) == len(FRAMES), str(info), wish, found)
+    wanted = 'a file with the numbers of two frames in the lines "ED: " and "ES: "'
+    check_that(len(set(numbers)) == len(FRAMES), str(info), wanted, found)
     return numbers
 
 

@@ -28,7 +28,7 @@ def check_room(folder: Path, configuration: Configuration, cases: int) -> None:
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return
-    wish = f"on a disk with room for about {memory(needed)} of preprocessed cases"
+    wanted = f"on a disk with room for about {memory(needed)} of preprocessed cases"
     choose = "make room, or choose another work folder"
-    check_that(free >= needed / 2, str(folder), f"{wish} ({choose})", memory(free))
-    logger.warning("%s should be %s, which has %s; %s", folder, wish, memory(free), choose)
+    check_that(free >= needed / 2, str(folder), f"{wanted} ({choose})", memory(free))
+    logger.warning("%s should be %s, which has %s; %s", folder, wanted, memory(free), choose)

@@ -20,7 +20,7 @@ def make_splits(case_names: Collection[str], folds: int = 5) -> list[Split]:
     """
     names = sorted(case_names)
     check_that(
-        len(names) >= folds, "cases", f"at least {folds}, one a fold (or give a splits file)", len(names)
+        len(names) >= folds, "cases", f"at least {folds}, one per fold (or give a splits file)", len(names)
     )
     order = np.arange(len(names))
     np.random.RandomState(12345).shuffle(order)
@@ -52,8 +52,8 @@ def load_splits(path: str | Path, case_names: Collection[str] | None = None) -> 
     try:
         named = [(set(split["train"]), set(split["val"])) for split in splits]
     except (KeyError, TypeError) as error:
-        wish = 'a list of {"train": [case names], "val": [case names]}'
-        raise ValueError(f"{path} must be {wish}, got another file ({error})") from error
+        wanted = 'a list of {"train": [case names], "val": [case names]}'
+        raise ValueError(f"{path} must be {wanted}, got another file ({error})") from error
     check_that(bool(named), str(path), "a list of at least one fold", "none")
     for fold, (train, validation) in enumerate(named):
         unknown = [] if case_names is None else sorted((train | validation) - set(case_names))

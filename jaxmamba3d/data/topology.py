@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SMALLEST_FEATURE_MAP = 4
-BASE_FEATURES, MOST_FEATURES = 32, 320
+BASE_FEATURES, MAX_FEATURES = 32, 320
 BLOCKS_PER_STAGE = 2
 
 
@@ -27,7 +27,7 @@ class Topology:
     @property
     def features(self) -> tuple[int, ...]:
         """Channels of each stage."""
-        return tuple(min(MOST_FEATURES, BASE_FEATURES * 2**stage) for stage in range(len(self.strides)))
+        return tuple(min(MAX_FEATURES, BASE_FEATURES * 2**stage) for stage in range(len(self.strides)))
 
 
 def fit_topology(spacing: Sequence[float], patch_size: Sequence[int]) -> Topology:

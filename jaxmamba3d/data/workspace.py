@@ -16,7 +16,7 @@ from jaxmamba3d.data.planning import CONFIGURATIONS, REFERENCE_GB, normalization
 from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
-from jaxmamba3d.files import FileIdentities, alone_in, check_writable, load_json, write_json
+from jaxmamba3d.files import FileIdentities, check_writable, folder_lock, load_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Workspace:
         """
         check_choice("configuration", configuration, self.plans.configurations)
         folder = self.cases_folder(configuration)
-        with alone_in(folder, busy=lambda: logger.info("waiting: another process prepares %s", folder)):
+        with folder_lock(folder, busy=lambda: logger.info("waiting: another process prepares %s", folder)):
             preprocess_dataset(self.in_folds, self.plans, configuration, folder, processes=processes)
         return folder
 
@@ -123,8 +123,8 @@ def plan_workspace(
     """
     folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
     if (folder / SOURCE).is_file():
-        wanted = {"dataset": str(dataset_folder)} | ({} if memory_gb is None else {"memory_gb": memory_gb})
-        _check_source(folder, wanted)
+        expected = {"dataset": str(dataset_folder)} | ({} if memory_gb is None else {"memory_gb": memory_gb})
+        _check_source(folder, expected)
         workspace = open_workspace(folder)
         found = workspace.plans
         same = spacing is None or respaced(found, configuration, spacing) == found
@@ -162,7 +162,7 @@ def plan_workspace(
         plans = plan_dataset(in_folds, memory_gb=memory_gb, fingerprint=fingerprint)
     plans = respaced(plans, configuration, spacing)
     cases = {case.name: case.identity() for case in dataset.cases}
-    with alone_in(folder, busy=lambda: logger.info("waiting: another process plans %s", folder)):
+    with folder_lock(folder, busy=lambda: logger.info("waiting: another process plans %s", folder)):
         if fingerprint is not None:
             save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
         save_plans(plans, folder / PLANS)
@@ -198,8 +198,8 @@ def _check_channels(plans: Plans, dataset: Dataset, plans_file: str | Path) -> N
     channels = len(dataset.channel_names)
     for name, configuration in plans.configurations.items():
         planned = len(configuration.normalization_schemes)
-        wish = f"for the dataset's {channels} channels"
-        check_that(planned == channels, f"configuration {name} of {plans_file}", wish, f"for {planned}")
+        wanted = f"for the dataset's {channels} channels"
+        check_that(planned == channels, f"configuration {name} of {plans_file}", wanted, f"for {planned}")
 
 
 def open_workspace(folder: str | Path) -> Workspace:
@@ -233,12 +233,12 @@ def _check_description(
     found = dataset.folder / SPLITS
     if own_splits is not None and found.is_file():
         same = load_splits(found, workspace.case_names) == workspace.splits
-        wish = f"split by {found} as it is now (plan into a new work folder)"
-        check_that(same, f"work folder {folder}", wish, "other splits")
+        wanted = f"split by {found} as it is now (plan into a new work folder)"
+        check_that(same, f"work folder {folder}", wanted, "other splits")
     if channel_names is not None:
         then, now = ([*map(normalization_of, names)] for names in (channel_names, dataset.channel_names))
-        wish = f"planned for the channels {', '.join(dataset.channel_names)} (plan into a new work folder)"
-        check_that(then == now, f"work folder {folder}", wish, ", ".join(channel_names))
+        wanted = f"planned for the channels {', '.join(dataset.channel_names)} (plan into a new work folder)"
+        check_that(then == now, f"work folder {folder}", wanted, ", ".join(channel_names))
 
 
 def _check_cases(
@@ -249,8 +249,8 @@ def _check_cases(
     used = cases_in_folds(splits)
     now = {case.name: case for case in dataset.cases}
     gone = sorted(used - now.keys())
-    wish = f"of cases that {dataset.folder} has: put them back, or {again}"
-    check_that(not gone, f"{folder / SPLITS}", wish, f"{', '.join(gone)}, gone since it was planned")
+    wanted = f"of cases that {dataset.folder} has: put them back, or {again}"
+    check_that(not gone, f"{folder / SPLITS}", wanted, f"{', '.join(gone)}, gone since it was planned")
     if not planned:
         return
     if added := sorted(now.keys() - planned.keys() - used):
@@ -273,10 +273,10 @@ def _check_cases(
         )
 
 
-def _check_source(folder: Path, wanted: dict[str, object]) -> None:
+def _check_source(folder: Path, expected: dict[str, object]) -> None:
     """Before the dataset is opened, which may have been moved."""
     found = load_json(folder / SOURCE, "a dataset's path")
-    for key, value in wanted.items():
+    for key, value in expected.items():
         same = found.get(key) == value
-        wish = f"planned for {key} {value} (or choose another folder)"
-        check_that(same, f"work folder {folder}", wish, f"{key} {found.get(key)}")
+        wanted = f"planned for {key} {value} (or choose another folder)"
+        check_that(same, f"work folder {folder}", wanted, f"{key} {found.get(key)}")

@@ -39,7 +39,7 @@ Row = dict[tuple[str, str], Entry]
 
 
 def compare_models(models: Sequence[ScoredModel], output: str | Path) -> dict[str, Row]:
-    """Writes `comparison.md`, `comparison.csv` and `comparison.tex`: a row a model.
+    """Writes `comparison.md`, `comparison.csv` and `comparison.tex`: a row per model.
 
     Columns are Dice and HD95, in the protocol's unit first, for each structure and their mean. The best of
     several models is bold in each column.

@@ -51,8 +51,8 @@ def read_comparison_cases(
         FileNotFoundError: a file is missing.
         ValueError: a file cannot be read, has another shape than its image, or an unknown case is named.
     """
-    wish = f"one folder for each of the {len(models)} models"
-    check_that(len(predictions) in (0, len(models)), "predictions", wish, [str(p) for p in predictions])
+    wanted = f"one folder for each of the {len(models)} models"
+    check_that(len(predictions) in (0, len(models)), "predictions", wanted, [str(p) for p in predictions])
     check_that(channel >= 0, "channel", "0 or greater", channel)
     unknown = sorted(set(cases) - models[0].cases)
     check_that(not unknown, "cases", "among the scored ones", ", ".join(unknown))

@@ -25,7 +25,7 @@ from jaxmamba3d.evaluation.panels import (
 
 PAPER, INK = "white", "#101216"
 # Far from all colours of classes, and apart in brightness, for any colour vision.
-MADE_UP, MISSED, CONFUSED = "#ff00ff", "#3333ff", "#00ff33"
+FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = "#ff00ff", "#3333ff", "#00ff33"
 ERROR_OPACITY = 0.85
 # Inches.
 PANEL, TITLE = 2.2, 0.4
@@ -71,7 +71,7 @@ def comparison_figure(
     class_names: Mapping[int, str] | None = None,
     axis: int = 0,
 ) -> None:
-    """Draws a row a case as PNG: the image, the truth over it, and a column a model with its errors marked.
+    """Draws a row per case as PNG: the image, the truth over it, and each model's errors in a column.
 
     Each row shows the slice with most foreground in the truth, cut to the foreground of all segmentations and
     what surrounds it. A model's panel has the outlines of what it predicts in white, and tints what it makes
@@ -100,9 +100,9 @@ def comparison_figure(
         for label in labels
     ]
     errors = {
-        MADE_UP: "made up (false positive)",
-        MISSED: "missed (false negative)",
-        CONFUSED: "another class",
+        FALSE_POSITIVE: "false positive",
+        FALSE_NEGATIVE: "false negative",
+        WRONG_CLASS: "another class",
     }
     handles += [Patch(facecolor=colour, edgecolor=INK, label=name) for colour, name in errors.items()]
     handles.append(Line2D([], [], color="#b0b0b0", linewidth=1, label="outline of the prediction (white)"))
@@ -199,7 +199,7 @@ def _draw(row: _Row, panels: Sequence[Axes], *, headings: bool) -> None:
 def _errors(prediction: np.ndarray, truth: np.ndarray) -> list[tuple[np.ndarray, str]]:
     wrong = prediction != truth
     return [
-        (wrong & (truth == 0), MADE_UP),
-        (wrong & (prediction == 0), MISSED),
-        (wrong & (truth > 0) & (prediction > 0), CONFUSED),
+        (wrong & (truth == 0), FALSE_POSITIVE),
+        (wrong & (prediction == 0), FALSE_NEGATIVE),
+        (wrong & (truth > 0) & (prediction > 0), WRONG_CLASS),
     ]

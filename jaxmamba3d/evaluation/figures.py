@@ -73,7 +73,7 @@ def overlay_figure(
     class_names: Mapping[int, str] | None = None,
     axis: int = 0,
 ) -> None:
-    """Draws a row a case as PNG: image, truth over it, prediction over it with the truth's outline in white.
+    """Draws a row per case as PNG: image, truth over it, prediction over it with the truth outlined in white.
 
     Each row shows the slice with most foreground in the truth (else in the prediction, else the middle one),
     windowed to the 1st and 99th percentile of the slice and in the proportions of the voxel size. The Dice in

@@ -18,7 +18,7 @@ def quoted_metrics(protocol: Protocol) -> dict[str, str]:
 
 
 def structures_table(columns: Mapping[Column, tuple[ScoredModel, str]]) -> Table:
-    """A row a structure, and their mean as in `compare_models`.
+    """A row per structure, and their mean as in `compare_models`.
 
     Args:
         columns: what each column shows, a metric of a model; the models are scored under one protocol.
@@ -39,7 +39,7 @@ def structures_table(columns: Mapping[Column, tuple[ScoredModel, str]]) -> Table
 
 
 def cases_table(model: ScoredModel) -> Table:
-    """A row a case, the worst mean Dice first, those without any last; Dice and HD95 of each structure."""
+    """A row per case, the worst mean Dice first, those without any last; Dice and HD95 of each structure."""
     hd95, title = next(iter(hd95_columns(model.protocol).items()))
     columns = [Column("case"), Column("mean Dice")]
     for structure in model.protocol.classes:

@@ -131,7 +131,7 @@ def choose_postprocessing(
     twice without regions; only those in work are in memory.
 
     Args:
-        pairs: a prediction and its reference a case.
+        pairs: a prediction and its reference per case.
         labels: of the dataset.
         threads, progress: see `map_in_threads`.
 

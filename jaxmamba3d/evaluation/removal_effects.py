@@ -43,7 +43,7 @@ def effects_of(
     Args:
         candidates: label values of each structure that is tried, on its own.
         steps: of the structures that keep only their largest component before that.
-        pairs: a prediction and its reference a case.
+        pairs: a prediction and its reference per case.
         labels: of the dataset.
         threads, progress: see `map_in_threads`.
 

@@ -35,7 +35,7 @@ def evaluate_folders(
 ) -> Evaluation:
     """Scores every `CASE.nii.gz` or `CASE.nii` of a folder of predictions against that of a folder of labels.
 
-    Writes `scores.csv` (one row a case and structure), `summary.json`, `summary.md` and `summary.tex` to
+    Writes `scores.csv` (one row per case and structure), `summary.json`, `summary.md` and `summary.tex` to
     `output_dir`.
 
     Args:
@@ -74,7 +74,7 @@ def evaluate_pairs(
     """As `evaluate_folders`, for files of any names.
 
     Args:
-        pairs: a prediction and its reference a case.
+        pairs: a prediction and its reference per case.
         output_dir, threads, progress: see `evaluate_folders`.
         protocol: how they are scored.
 

@@ -94,7 +94,7 @@ def find_model(folder: str | Path, name: str | None = None) -> ScoredModel:
 
 
 def read_model(name: str, folders: Sequence[Path]) -> ScoredModel:
-    """A model from the folders of its scores, one or one a fold.
+    """A model from the folders of its scores, one or one per fold.
 
     Raises:
         FileNotFoundError: a folder has no summary.json.
@@ -114,8 +114,8 @@ def find_models(folders: Sequence[str | Path], names: Sequence[str] = ()) -> lis
         FileNotFoundError, ValueError: see `find_model`; or there are not as many names, or two are the same.
     """
     check_that(bool(folders), "the models", "at least one folder", "none")
-    wish = f"one for each of the {len(folders)} models"
-    check_that(len(names) in (0, len(folders)), "names", wish, list(names))
+    wanted = f"one for each of the {len(folders)} models"
+    check_that(len(names) in (0, len(folders)), "names", wanted, list(names))
     models = [find_model(*both) for both in itertools.zip_longest(folders, names)]
     found = [model.name for model in models]
     check_that(len(set(found)) == len(found), "names", "different (give them with --names)", found)
@@ -144,8 +144,8 @@ def comparable(models: Sequence[ScoredModel], *, common_cases: bool = False) -> 
     for model in models:
         missing = sorted(frozenset.union(*(m.cases for m in models)) - model.cases)
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        wish = "scored on the same cases (or compared with --common-cases)"
-        check_that(not missing, "all models", wish, f"{model.name} without {some}")
+        wanted = "scored on the same cases (or compared with --common-cases)"
+        check_that(not missing, "all models", wanted, f"{model.name} without {some}")
     return list(models)
 
 
@@ -157,7 +157,7 @@ def _check_protocol(name: str, protocol: Protocol, other_name: str, other: Proto
         found = f"{protocol.name} of {name} and {other.name} of {other_name}"
         raise ValueError(
             f"all models must be scored under the same protocol, got {found}, which differ in "
-            f"{', '.join(different)}; score them anew with `jaxmamba3d evaluate --protocol`"
+            f"{', '.join(different)}; score them again with `jaxmamba3d evaluate --protocol`"
         )
 
 
@@ -167,8 +167,8 @@ def _check_labels(model: ScoredModel, other: ScoredModel) -> None:
     )
     for key in sizes.keys() & others.keys():
         found = f"{sizes[key]} true voxels of {key[1]} for {model.name}, {others[key]} for {other.name}"
-        wish = "scored against the same labels"
-        check_that(sizes[key] == others[key], "all models", f"{wish}", f"{key[0]} with {found}")
+        wanted = "scored against the same labels"
+        check_that(sizes[key] == others[key], "all models", f"{wanted}", f"{key[0]} with {found}")
 
 
 def _name_of(folder: Path) -> str:

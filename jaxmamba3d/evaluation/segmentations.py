@@ -14,7 +14,7 @@ from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label
 
 Box = tuple[slice, ...]
 
-MOST_LINES = 20
+MAX_LISTED_CASES = 20
 """Of cases that cannot be scored, which may be all."""
 
 
@@ -99,10 +99,10 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
 def raise_problems(problems: Collection[str], cases: int) -> None:
     """Raises one ValueError that lists the problems, if there are any."""
     if problems:
-        lines = [*problems][:MOST_LINES]
+        lines = [*problems][:MAX_LISTED_CASES]
         if len(problems) > len(lines):
             lines.append(f"... and {len(problems) - len(lines)} others")
-        advice = "mend them, or name those to score (`evaluate --cases`)"
+        advice = "fix them, or name those to score (`evaluate --cases`)"
         raise ValueError(
             "\n  ".join([f"{len(problems)} of {cases} cases cannot be scored; {advice}:", *lines])
         )

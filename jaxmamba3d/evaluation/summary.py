@@ -33,7 +33,7 @@ class Evaluation:
 
     Args:
         protocol: how the cases were scored.
-        scores: one entry a case and structure, sorted by case.
+        scores: one entry per case and structure, sorted by case.
         structures: structure -> metric (dice, hd95_mm, hd95_voxels, nsd) -> its statistic over the cases.
         mean: metric -> mean over the structures' means.
     """

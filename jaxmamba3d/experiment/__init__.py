@@ -1,6 +1,6 @@
 """The phases of an experiment: prepare, train, predict, score, report."""
 
-from jaxmamba3d.experiment.all_folds import conclude
+from jaxmamba3d.experiment.all_folds import combine_folds
 from jaxmamba3d.experiment.experiment import run_experiment
 from jaxmamba3d.experiment.prediction import cases_to_predict, folds_to_predict, predict
 from jaxmamba3d.experiment.preparation import prepare
@@ -11,7 +11,7 @@ from jaxmamba3d.experiment.validation import predict_validation_cases, score_val
 
 __all__ = [
     "cases_to_predict",
-    "conclude",
+    "combine_folds",
     "fold_summary",
     "folds_to_predict",
     "predict",

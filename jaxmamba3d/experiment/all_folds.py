@@ -11,7 +11,7 @@ from jaxmamba3d.run import POSTPROCESSING, Run
 logger = logging.getLogger(__name__)
 
 
-def conclude(run: Run, workspace: Workspace) -> Evaluation | None:
+def combine_folds(run: Run, workspace: Workspace) -> Evaluation | None:
     """Decides on the run's post-processing, and puts the scores of its validated folds together.
 
     Args:

@@ -15,7 +15,7 @@ from jaxmamba3d.files import check_writable
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.run import Run, describe_run
-from jaxmamba3d.training import check_can_go_on, devices_for, has_checkpoint, is_first_process
+from jaxmamba3d.training import check_can_go_on, devices_for, has_checkpoint, is_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     folds = workspace.folds(config.data.fold)
     for fold in folds:
         check_writable(run.fold_folder(fold), "output")
-        if is_first_process():  # when the others check, it holds the lock for all of them
+        if is_main_process():  # when the others check, it holds the lock for all of them
             run.check_free(fold)
         check_can_go_on(run.checkpoints(fold), config)
     if train.start_from is not None and not all(has_checkpoint(run.checkpoints(fold)) for fold in folds):
@@ -85,8 +85,8 @@ def check_classes(
         absent = [structure for structure, entry in labels.structures.items() if held.isdisjoint(entry)]
         if part == "train":
             some = len(absent) < len(labels.structures)
-            wish = f"labelled with at least one of {', '.join(labels.structures)}"
-            check_that(some, f"some of the {len(found)} training cases of fold {fold}", wish, "none")
+            wanted = f"labelled with at least one of {', '.join(labels.structures)}"
+            check_that(some, f"some of the {len(found)} training cases of fold {fold}", wanted, "none")
         for structure in absent:
             what = "fold %d: none of its %d %s cases has %s; %s"
             logger.warning(what, fold, len(found), name, structure, FATES[part])

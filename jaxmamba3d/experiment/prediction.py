@@ -14,15 +14,15 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data import Case, cases_in_folds, check_images, find_images, is_dataset, read_dataset
 from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
 from jaxmamba3d.experiment.epochs import read_epochs
-from jaxmamba3d.files import alone_in, check_writable
+from jaxmamba3d.files import check_writable, folder_lock
 from jaxmamba3d.inference import WindowPredictor, make_net_predictor, predict_cases
 from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.run import Run
 from jaxmamba3d.training import (
     compile_fitting,
     devices_for,
-    is_first_process,
     is_imported,
+    is_main_process,
     memory_limit,
     restore_params,
 )
@@ -55,7 +55,7 @@ def cases_to_predict(run: Run, folder: str | Path) -> Sequence[Case]:
 
 
 def folds_to_predict(run: Run) -> tuple[int, ...]:
-    """The folds that are trained to their end, or imported; if none is, those that are not, which is said.
+    """The folds that are fully trained, or imported; if there are none, the others, with a warning.
 
     Raises:
         ValueError: none has a checkpoint.
@@ -73,7 +73,7 @@ def folds_to_predict(run: Run) -> tuple[int, ...]:
         return trained
     what = ", ".join(partly.values())
     if whole := tuple(fold for fold in trained if fold not in partly):
-        logger.warning("left out: %s (--folds takes it all the same)", what)
+        logger.warning("left out: %s (name it with --folds to take it)", what)
         return whole
     logger.warning("predicted by %s", what)
     return trained
@@ -90,7 +90,7 @@ def predict(
     probabilities: bool = False,
     postprocessing: Postprocessing | None = None,
 ) -> None:
-    """Segments cases with the mean logits of trained folds, going on where an earlier call stopped; see
+    """Segments cases with the mean logits of trained folds, resuming where an earlier call stopped; see
     `predict_cases`.
 
     Args:
@@ -124,10 +124,10 @@ def predict(
         logger.info("post-processing: only the largest component is kept of %s", names)
 
     def refuse():
-        wish = "a folder that no other process predicts into"
-        check_that(False, "output", wish, f"{output}, which is in use; wait for it, or name another")
+        wanted = "a folder that no other process predicts into"
+        check_that(False, "output", wanted, f"{output}, which is in use; wait for it, or name another")
 
-    with alone_in(Path(output), refuse) if is_first_process() else contextlib.nullcontext():
+    with folder_lock(Path(output), refuse) if is_main_process() else contextlib.nullcontext():
         predict_cases(
             predictor,
             weights,

@@ -65,9 +65,9 @@ def _fitting(net: UNet3D, theirs: nnx.State, source: str) -> dict[str, jax.Array
         if name in ours and ours[name].shape == value.shape
     }
     share = sum(x.size for x in fitting.values()) / sum(x.size for x in ours.values())
-    wish = "a fold of a net like this one"
+    wanted = "a fold of a net like this one"
     check_that(
-        share >= LEAST_SHARE, "train.start_from", wish, f"{source}, which has {share:.0%} of its parameters"
+        share >= LEAST_SHARE, "train.start_from", wanted, f"{source}, which has {share:.0%} of its parameters"
     )
     return fitting
 

@@ -13,7 +13,7 @@ from jaxmamba3d.training import SETTINGS, has_checkpoint, train_fold
 
 
 def train(run: Run, workspace: Workspace, fold: int) -> None:
-    """Trains a fold, or goes on where it stopped.
+    """Trains a fold, or resumes where it stopped.
 
     Raises:
         ValueError: see `start_from`, `check_window_batch` and `train_fold`.

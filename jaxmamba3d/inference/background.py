@@ -1,4 +1,4 @@
-"""Work beside the work: a thread that reads ahead, and one that follows behind."""
+"""Work in the background: a thread that reads ahead, and one that follows behind."""
 
 import collections
 from collections.abc import Callable, Iterator, Sequence

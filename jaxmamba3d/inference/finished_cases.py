@@ -1,4 +1,4 @@
-"""What an interrupted prediction left, so that the next call goes on from there."""
+"""What an interrupted prediction left, so that the next call resumes there."""
 
 import contextlib
 import hashlib
@@ -112,8 +112,8 @@ def check_only_own(folder: Path, cases: Sequence[Case], endings: Sequence[str]) 
     claimed = _claimed_in(records.values())
     names = (f"{case.name}{ending}" for case in cases if case.name not in claimed for ending in endings)
     foreign = [name for name in names if (folder / name).exists()]
-    wish = "a folder without other files that would be overwritten (remove them, or choose another)"
-    check_that(not foreign, "output", wish, f"{', '.join(foreign[:3])} in {folder}")
+    wanted = "a folder without other files that would be overwritten (remove them, or choose another)"
+    check_that(not foreign, "output", wanted, f"{', '.join(foreign[:3])} in {folder}")
 
 
 def _read_records(folder: Path) -> dict[Path, Record]:

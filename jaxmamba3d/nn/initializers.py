@@ -55,7 +55,7 @@ def _uniform(key, length, low, high):
 def _initializer(draw: Callable[[jax.Array, int, tuple[int, ...]], jax.Array]) -> Initializer:
     """Takes the first of the float32 numbers draw(key, length, shape).
 
-    They are flat and have one of few lengths, for XLA compiles JAX's generator anew for each shape: a
+    They are flat and have one of few lengths, for XLA compiles JAX's generator again for each shape: a
     fraction of a second for a flat one, seconds on a CPU for one of many axes. A number depends on its place
     alone, so those left over change nothing.
     """

@@ -1,6 +1,5 @@
 """Training: mesh, optimizer, steps, loop, checkpoints and what people look at meanwhile."""
 
-from jaxmamba3d.training.ahead import compile_fitting, memory_limit
 from jaxmamba3d.training.checkpoint import (
     CHECKPOINTS,
     SETTINGS,
@@ -12,14 +11,15 @@ from jaxmamba3d.training.checkpoint import (
     restore_params,
     save_params,
 )
+from jaxmamba3d.training.compilation import compile_fitting, memory_limit
 from jaxmamba3d.training.loop import check_can_go_on, train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import (
     all_leave_together,
-    first_process_first,
-    is_first_process,
+    is_main_process,
     join_processes,
+    main_process_first,
 )
 from jaxmamba3d.training.task import Task
 
@@ -33,12 +33,12 @@ __all__ = [
     "check_path",
     "compile_fitting",
     "devices_for",
-    "first_process_first",
     "has_checkpoint",
-    "is_first_process",
     "is_imported",
+    "is_main_process",
     "join_processes",
     "learning_rate_at",
+    "main_process_first",
     "make_optimizer",
     "memory_limit",
     "read_saved",

@@ -15,8 +15,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxmamba3d.checks import check_that, differences
-from jaxmamba3d.files import NO_ROOM, load_json, unwritten
-from jaxmamba3d.training.epoch import EpochSoFar
+from jaxmamba3d.files import DISK_FULL, load_json, unwritten
+from jaxmamba3d.training.epoch import EpochProgress
 from jaxmamba3d.training.steps import TrainState
 from jaxmamba3d.wording import memory
 
@@ -44,7 +44,7 @@ class Position:
     epoch: int
     iterator: dict[str, Any]
     best_score: float
-    so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
+    so_far: EpochProgress = dataclasses.field(default_factory=EpochProgress)
 
 
 class Saved(NamedTuple):
@@ -94,8 +94,8 @@ class Checkpoints:
         held = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(self._folder).free
         choose = "make room, lower train.keep_checkpoints, or choose another output"
-        wish = f"on a disk with room for {memory(needed - held)} of checkpoints ({choose})"
-        check_that(needed <= held + free, str(self._folder), wish, memory(free))
+        wanted = f"on a disk with room for {memory(needed - held)} of checkpoints ({choose})"
+        check_that(needed <= held + free, str(self._folder), wanted, memory(free))
 
     def save(self, state: TrainState, position: Position, *, is_best: bool = False) -> None:
         """Writes the state, and its parameters as the best ones if they are.
@@ -154,8 +154,8 @@ class Checkpoints:
             for identity in (stored, self._identity)
         )
         different = "; ".join(differences(there, here))
-        wish = "of this net, data and settings (choose another output folder, or the same settings)"
-        check_that(not different, f"checkpoint {self._managers['latest'].directory}", wish, different)
+        wanted = "of this net, data and settings (choose another output folder, or the same settings)"
+        check_that(not different, f"checkpoint {self._managers['latest'].directory}", wanted, different)
 
     def close(self) -> None:
         """Ends the managers' threads."""
@@ -192,11 +192,11 @@ def read_saved(folder: Path) -> Saved | None:
     if not has_checkpoint(folder):
         return None
     latest = _latest(folder)
-    check_that(not is_imported(folder), str(latest), "of a training to go on with", "imported weights")
+    check_that(not is_imported(folder), str(latest), "of a training that can be resumed", "imported weights")
     with _damage_named(latest, _without(latest)):
         meta = load_json(latest / "meta" / "metadata", "how far a training has come")
-        identity = meta.pop("identity")
-        return Saved(int(latest.name), identity, Position(**meta | {"so_far": EpochSoFar(**meta["so_far"])}))
+        identity, meta["so_far"] = meta.pop("identity"), EpochProgress(**meta["so_far"])
+        return Saved(int(latest.name), identity, Position(**meta))
 
 
 def _latest(folder: Path, which: str = "latest") -> Path:
@@ -268,7 +268,7 @@ def _damage_named(checkpoint: Path, remedy: str) -> Iterator[None]:
 def _without(checkpoint: Path) -> str:
     """What a training can do about a damaged checkpoint."""
     older = sorted(int(p.name) for p in checkpoint.parent.iterdir() if p.name.isdigit())[:-1]
-    return f"remove it to {f'go on from that of step {older[-1]}' if older else 'train without it'}"
+    return f"remove it to {f'resume from that of step {older[-1]}' if older else 'train without it'}"
 
 
 @contextlib.contextmanager
@@ -279,7 +279,7 @@ def _full_disks_named(folder: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         cause = OSError(int(code[1]), os.strerror(int(code[1]))) if code else error
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             raise unwritten(folder, cause) from error
         raise
 

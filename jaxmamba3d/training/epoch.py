@@ -16,7 +16,7 @@ from tqdm import tqdm
 from jaxmamba3d.config import TrainConfig
 from jaxmamba3d.losses import pseudo_dice
 from jaxmamba3d.training.mesh import shard_batch
-from jaxmamba3d.training.processes import is_first_process
+from jaxmamba3d.training.processes import is_main_process
 from jaxmamba3d.training.steps import TrainState
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ CASE = "case"
 
 
 @dataclasses.dataclass
-class EpochSoFar:
+class EpochProgress:
     """What the finished training steps of an epoch have given; part of a checkpoint within the epoch.
 
     Args:
@@ -59,7 +59,7 @@ def train_epoch(
     config: TrainConfig,
     *,
     epoch: int,
-    so_far: EpochSoFar,
+    so_far: EpochProgress,
     case_names: Sequence[str],
     should_stop: Callable[[], bool],
 ) -> tuple[TrainState, bool]:
@@ -91,7 +91,7 @@ def train_epoch(
         desc=f"epoch {epoch + 1}/{config.epochs}",
         unit="step",
         leave=False,
-        disable=None if is_first_process() else True,
+        disable=None if is_main_process() else True,
     )
     pending, stopped = None, False
     started = time.perf_counter()
@@ -185,7 +185,7 @@ def validation_epoch(
         config: how many batches.
     """
     results, sample = [], None
-    quiet = None if is_first_process() else True
+    quiet = None if is_main_process() else True
     steps = islice(batches, config.validation_steps)
     for batch in tqdm(steps, "validation", config.validation_steps, leave=False, disable=quiet):
         arrays = {name: array for name, array in batch.items() if name != CASE}

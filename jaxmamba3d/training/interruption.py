@@ -7,7 +7,7 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-# By that service a step is a number that only rises; those of a run's folds start anew. All processes ask
+# By that service a step is a number that only rises; those of a run's folds start again. All processes ask
 # equally often.
 _asked = itertools.count(1)
 

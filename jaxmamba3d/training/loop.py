@@ -15,13 +15,13 @@ from flax import nnx
 
 from jaxmamba3d.checks import InterruptedTraining, check_that
 from jaxmamba3d.config import ExperimentConfig
-from jaxmamba3d.training.ahead import compile_fitting, lower_train_step, lower_validation_step
 from jaxmamba3d.training.checkpoint import CHECKPOINTS, Checkpoints, Position, read_saved
-from jaxmamba3d.training.epoch import EpochSoFar, device_memory_gib, train_epoch, validation_epoch
+from jaxmamba3d.training.compilation import compile_fitting, lower_train_step, lower_validation_step
+from jaxmamba3d.training.epoch import EpochProgress, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption
 from jaxmamba3d.training.mesh import make_mesh, place_state
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
-from jaxmamba3d.training.processes import first_process_first, is_first_process
+from jaxmamba3d.training.processes import is_main_process, main_process_first
 from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
 from jaxmamba3d.training.steps import init_state
 from jaxmamba3d.training.task import Task
@@ -45,7 +45,7 @@ def train_fold(
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
-    """Trains a net until `config.train.epochs`, going on from the folder's latest checkpoint if it has one.
+    """Trains a net until `config.train.epochs`, resuming from the folder's latest checkpoint if it has one.
 
     Args:
         net: freshly built; the training starts from its parameters.
@@ -53,11 +53,11 @@ def train_fold(
         task: what it learns.
         training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z], case [B]}, the
             patches of the augmentation's `initial_patch_size`.
-        validation_batches: starts the same sequence of validation batches anew, each epoch.
+        validation_batches: starts the same sequence of validation batches again, each epoch.
         training_cases, validation_cases: names, by the numbers that the batches give.
         spacing: voxel size of the patches (mm), for pictures.
         folder: of this fold; gets metrics.csv, curves.png, patches.png, tensorboard/ and checkpoints/.
-        identity: JSON-able description of net, data and settings that a checkpoint to go on from must share.
+        identity: JSON-able description of net, data and settings that a checkpoint to resume from must share.
 
     Raises:
         ValueError: the folder's checkpoint is of another net, data or settings, a step does not fit into the
@@ -85,16 +85,16 @@ def train_fold(
             state, position = restored
             _check_schedule(config, int(state.step), position)
             training_batches.set_state(position.iterator)
-            logger.info("going on after epoch %d of %d", position.epoch, train.epochs)
+            logger.info("resuming after epoch %d of %d", position.epoch, train.epochs)
         log = None
-        if is_first_process():
+        if is_main_process():
             log = MetricsLog(folder, task.labels, start_epoch=position.epoch)
             stack.callback(log.close)
 
         train_step = validation_step = None
         if position.epoch < train.epochs:
-            with first_process_first():
-                if is_first_process():
+            with main_process_first():
+                if is_main_process():
                     checkpoints.check_room(state)
             train_step = compile_fitting(lower_train_step(net, optimizer, train, task, state, mesh), mesh)
             lowered = lower_validation_step(net, train, task, state.params, mesh)
@@ -142,7 +142,7 @@ def train_fold(
                 position,
                 epoch=position.epoch + 1,
                 best_score=max(score, position.best_score),
-                so_far=EpochSoFar(),
+                so_far=EpochProgress(),
             )
             checkpoints.save(state, position, is_best=is_best)
             if interruption.received:
@@ -152,7 +152,7 @@ def train_fold(
 
 
 def check_can_go_on(folder: Path, config: ExperimentConfig) -> None:
-    """Raises ValueError if a training cannot go on from the latest checkpoint in a folder of checkpoints.
+    """Raises ValueError if a training cannot resume from the latest checkpoint in a folder of checkpoints.
 
     It is damaged, imported, or of epochs that the config's schedule would count otherwise.
     """
@@ -167,8 +167,8 @@ def _check_schedule(config: ExperimentConfig, step: int, position: Position) -> 
     steps = config.train.steps_per_epoch
     same = begun <= steps and step == position.epoch * steps + begun
     taken = f"{step - begun} steps in finished epochs (of which there are {position.epoch})"
-    wish = f"as before, {taken} and {begun} in the next: optim.schedule counts epochs by it"
-    check_that(same or not moves, "train.steps_per_epoch", wish, steps)
+    wanted = f"as before, {taken} and {begun} in the next: optim.schedule counts epochs by it"
+    check_that(same or not moves, "train.steps_per_epoch", wanted, steps)
 
 
 def _say(metrics: EpochMetrics, log: MetricsLog, epochs: int, is_best: bool) -> None:
@@ -190,4 +190,4 @@ def _say(metrics: EpochMetrics, log: MetricsLog, epochs: int, is_best: bool) -> 
 def _words(position: Position) -> str:
     steps = len(position.so_far.losses)
     where = f"step {steps} of epoch {position.epoch + 1}" if steps else f"epoch {position.epoch}"
-    return f"stopped by SIGTERM after {where}; the same command goes on from there"
+    return f"stopped by SIGTERM after {where}; the same command resumes from there"

@@ -49,12 +49,12 @@ def devices_for(batch_size: int, *, accumulate: int = 1, shard_parameters: int =
     devices = jax.devices()
     counts = range(shard_parameters, len(devices) + 1, shard_parameters)
     used = max((count for count in counts if at_once % count == 0), default=0)
-    wish = f"a number of the {len(devices)} devices by which {at_once} patches divide"
-    check_that(used > 0, "train.shard_parameters", wish, shard_parameters)
+    wanted = f"a number of the {len(devices)} devices by which {at_once} patches divide"
+    check_that(used > 0, "train.shard_parameters", wanted, shard_parameters)
     if jax.process_count() > 1:
         _check_axis(devices, shard_parameters)
-        wish = f"a multiple of train.accumulate times the {len(devices)} devices of all processes"
-        check_that(used == len(devices), "data.batch_size", wish, batch_size)
+        wanted = f"a multiple of train.accumulate times the {len(devices)} devices of all processes"
+        check_that(used == len(devices), "data.batch_size", wanted, batch_size)
     return devices[:used]
 
 
@@ -78,7 +78,7 @@ def mesh_over(devices: Sequence[jax.Device], shard_parameters: int = 1) -> Mesh:
         ValueError: they do not divide by that.
     """
     _check_axis(devices, shard_parameters)
-    # `jax.make_mesh` would sort TPUs anew, but a process's samples are a contiguous part of the batch.
+    # `jax.make_mesh` would sort TPUs, but a process's samples are a contiguous part of the batch.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     grid = np.array(ordered).reshape(-1, shard_parameters)
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
@@ -86,8 +86,8 @@ def mesh_over(devices: Sequence[jax.Device], shard_parameters: int = 1) -> Mesh:
 
 def _check_axis(devices: Sequence[jax.Device], shard_parameters: int) -> None:
     divides = len(devices) % shard_parameters == 0
-    wish = f"a divisor of the {len(devices)} devices"
-    check_that(divides, "train.shard_parameters", wish, shard_parameters)
+    wanted = f"a divisor of the {len(devices)} devices"
+    check_that(divides, "train.shard_parameters", wanted, shard_parameters)
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:

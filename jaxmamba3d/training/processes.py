@@ -54,13 +54,13 @@ def _all_visible_devices() -> list[int] | None:
     return list(range(count)) if alone or count == 1 else None
 
 
-def is_first_process() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes tables and pictures."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def first_process_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Runs a block in the first process, and then in the others, which find on disk what it left.
 
     Raises:
@@ -68,7 +68,7 @@ def first_process_first() -> Iterator[None]:
     """
     if jax.process_count() == 1:
         yield
-    elif is_first_process():
+    elif is_main_process():
         try:
             yield
         except BaseException:

@@ -207,8 +207,8 @@ def _read(path: Path) -> list[EpochMetrics]:
         with path.open(newline="", encoding="utf-8") as file:
             return [_metrics(row) for row in csv.DictReader(file)]
     except (TypeError, ValueError, KeyError) as error:
-        wish = "the table that this training wrote (mend or remove it; then the curves begin anew)"
-        raise ValueError(f"{path} must be {wish}, got {error}") from error
+        wanted = "the table that this training wrote (fix it, or remove it to start the curves again)"
+        raise ValueError(f"{path} must be {wanted}, got {error}") from error
 
 
 def _metrics(row: dict[str, str]) -> EpochMetrics:

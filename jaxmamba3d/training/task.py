@@ -13,7 +13,7 @@ from jaxmamba3d.ops.backend import BATCH_AXES
 
 @dataclass(frozen=True)
 class Task:
-    """The part of an experiment that a training step is compiled for, beside net and optimizer.
+    """The part of an experiment that a training step is compiled for, in addition to net and optimizer.
 
     Args:
         batch_size: samples B of the global batch.

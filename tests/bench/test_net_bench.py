@@ -27,7 +27,7 @@ from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.data import plan_workspace
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import abstract_net, build_net
-from jaxmamba3d.training import Task, ahead
+from jaxmamba3d.training import Task, compilation
 
 SIZE = ((8, 16), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
 LABELS = Labels({"background": (0,), "a": (1,), "b": (2,)})
@@ -70,7 +70,7 @@ def test_the_table():
     assert rows[3].endswith("| 59.8 M | - | - | no | 60 |")
     timed = dataclasses.replace(fits, milliseconds=123.45, spread=0.61, patches_per_second=64.8)
     rows = _markdown([timed, too_big]).splitlines()
-    assert rows[0].endswith("| compiled in s | ms a step | ± ms | patches/s |")
+    assert rows[0].endswith("| compiled in s | ms per step | ± ms | patches/s |")
     assert rows[2].endswith("| yes | 60 | 123.5 | 0.6 | 64.8 |")
     assert rows[3].endswith("| no | 60 | - | - | - |")
 
@@ -91,7 +91,7 @@ def test_steps_are_timed_here(tmp_path):
 
 
 def test_what_does_not_fit_is_a_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(ahead, "memory_limit", lambda _: 1)
+    monkeypatch.setattr(compilation, "memory_limit", lambda _: 1)
     (row,) = bench_nets([training("resunet", 8)], tmp_path)
     assert not row.fits
     assert row.memory_gib > 0

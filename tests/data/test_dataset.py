@@ -106,7 +106,7 @@ def test_a_case_listed_twice(tmp_path):
     folder = write_decathlon(tmp_path / "data")
     entry = {"image": "./imagesTr/case_1.nii.gz", "label": "./labelsTr/case_1.nii.gz"}
     change_json(folder / "dataset.json", training=[entry, entry])
-    with pytest.raises(ValueError, match=r"one entry a case, got several for \['case_1'\]"):
+    with pytest.raises(ValueError, match=r"one entry per case, got several for \['case_1'\]"):
         read_dataset(folder)
 
 

@@ -135,7 +135,7 @@ def test_images_to_predict_are_checked_by_their_headers(tmp_path):
     with pytest.raises(ValueError) as caught:
         check_images(cases, 2)
     title, *lines = str(caught.value).splitlines()
-    assert title == "8 of 9 cases are bad; mend or remove them:"
+    assert title == "8 of 9 cases are bad; fix or remove them:"
     for number, (line, words) in enumerate(
         zip(
             lines,

@@ -299,7 +299,7 @@ class TestImplausibleSpacing:
     @pytest.mark.parametrize("size", [1e-6, 7e-4, 101, 1e4])
     def test_sizes_that_were_not_meant_in_mm(self, tmp_path, read, size):
         path = with_header(save(tmp_path / "size.nii"), pixdim=[1, 0.7, size, 2.5, 0, 0, 0, 0])
-        refused(read, path, r"spacing from 0\.001 to 100 mm", "mend the header's pixdim")
+        refused(read, path, r"spacing from 0\.001 to 100 mm", "fix the header's pixdim")
 
     @pytest.mark.parametrize("size", [1e-3, 100])
     def test_extreme_sizes(self, tmp_path, read, size):

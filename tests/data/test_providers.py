@@ -48,7 +48,7 @@ class TestBtcv:
     def test_an_image_without_label_and_a_label_without_image(self, btcv):
         (btcv / "Training" / "label" / "label0002.nii.gz").unlink()
         (btcv / "Training" / "img" / "img0021.nii.gz").unlink()
-        with pytest.raises(ValueError, match=r"2 of 3 cases .* are bad; mend or remove them") as caught:
+        with pytest.raises(ValueError, match=r"2 of 3 cases .* are bad; fix or remove them") as caught:
             check_dataset(read_dataset(btcv), processes=1)
         assert re.search(r"abdomen_002: label \S+label0002\.nii\.gz: no such file", str(caught.value))
         assert re.search(r"abdomen_021: \S+img0021\.nii\.gz: no such file", str(caught.value))
@@ -99,7 +99,7 @@ class TestAcdc:
     def test_frames_that_are_not_there(self, acdc):
         (acdc / "training" / "patient001" / "patient001_frame12_gt.nii.gz").unlink()
         (acdc / "training" / "patient002" / "patient002_frame04.nii.gz").unlink()
-        with pytest.raises(ValueError, match=r"2 of 6 cases .* are bad; mend or remove them") as caught:
+        with pytest.raises(ValueError, match=r"2 of 6 cases .* are bad; fix or remove them") as caught:
             check_dataset(read_dataset(acdc), processes=1)
         assert re.search(r"label \S+patient001_frame12_gt\.nii\.gz: no such file", str(caught.value))
         assert re.search(r"patient002_frame04: \S+patient002_frame04\.nii\.gz: no such", str(caught.value))

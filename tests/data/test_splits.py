@@ -34,7 +34,7 @@ def test_each_case_is_validated_once(cases, folds):
 
 
 def test_fewer_cases_than_folds():
-    with pytest.raises(ValueError, match=r"cases must be at least 5, one a fold .*, got 4"):
+    with pytest.raises(ValueError, match=r"cases must be at least 5, one per fold .*, got 4"):
         make_splits(["a", "b", "c", "d"])
 
 

@@ -15,7 +15,7 @@ from jaxmamba3d.data.case_files import centres_of, open_case
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
-from jaxmamba3d.files import alone_in
+from jaxmamba3d.files import folder_lock
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_two_that_prepare_the_same_cases_take_turns(dataset, tmp_path, caplog):
     folder = workspace.cases_folder("3d_fullres")
     second = threading.Thread(target=workspace.preprocess, kwargs={"processes": 1})
     with caplog.at_level(logging.INFO, "jaxmamba3d"):
-        with alone_in(folder, busy=lambda: None):
+        with folder_lock(folder, busy=lambda: None):
             second.start()
             second.join(timeout=1)
             assert second.is_alive()

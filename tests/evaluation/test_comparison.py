@@ -139,11 +139,11 @@ def test_predictions_scored_in_place_are_found(models):
 def test_what_cannot_be_compared(models, tmp_path):
     out = tmp_path / "out"
     third = score(tmp_path / "third", 0, range(2, 6))
-    wish = (
+    message = (
         r"all models must be scored on the same cases \(or compared with --common-cases\), "
         "got x without case_4, case_5"
     )
-    with pytest.raises(ValueError, match=wish):
+    with pytest.raises(ValueError, match=message):
         compare_models(find_models([models[0], third], ["x", "y"]), out)
     both = comparable(find_models([models[0], third], ["x", "y"]), common_cases=True)
     rows = compare_models(both, out)
@@ -151,15 +151,15 @@ def test_what_cannot_be_compared(models, tmp_path):
     assert rows_of(out)[0]["cases"] == "2"
 
     voxels = score(tmp_path / "other", 0, range(4), dataclasses.replace(PROTOCOL, dice_both_absent=1.0))
-    wish = "under the same protocol, got two of x and two of y, which differ in dice_both_absent; score them"
-    with pytest.raises(ValueError, match=wish):
+    message = "under the same protocol, got two of x and two of y, which differ in dice_both_absent; score"
+    with pytest.raises(ValueError, match=message):
         compare_models(find_models([models[0], voxels], ["x", "y"]), out)
 
     elsewhere = score(tmp_path / "elsewhere", 0, range(4))
     summary = elsewhere / "summary.json"
     summary.write_text(summary.read_text().replace('"reference_voxels": 4', '"reference_voxels": 5', 1))
-    wish = "against the same labels, got case_0 with 4 true voxels of a_core for x, 5 for y"
-    with pytest.raises(ValueError, match=wish):
+    message = "against the same labels, got case_0 with 4 true voxels of a_core for x, 5 for y"
+    with pytest.raises(ValueError, match=message):
         compare_models(find_models([models[0], elsewhere], ["x", "y"]), out)
 
     with pytest.raises(ValueError, match=r"names must be different \(give them with --names\), got"):

@@ -46,15 +46,16 @@ def test_errors_are_marked_by_kind(tmp_path):
         "confused": np.where(TRUTH, 2, 0).astype(np.uint8),
     }
     image, truth, *found = drawn(tmp_path, predictions)
-    missed, confused = error_maps.MISSED, error_maps.CONFUSED
+    missed, confused = error_maps.FALSE_NEGATIVE, error_maps.WRONG_CLASS
     expected = {"right": {}, "half": {missed: 32}, "none": {missed: 64}, "confused": {confused: 64}}
     for pixels, marks in zip(found, expected.values(), strict=True):
-        for colour in (error_maps.MADE_UP, error_maps.MISSED, error_maps.CONFUSED):
+        for colour in (error_maps.FALSE_POSITIVE, error_maps.FALSE_NEGATIVE, error_maps.WRONG_CLASS):
             # The outline of the prediction takes a little of the area.
             assert share_of(pixels, colour) == pytest.approx(marks.get(colour, 0) / 144, rel=0.12)
+    upper_half = found[1][: len(found[1]) // 2]
     # Array rows go up: what the half lacks is on top.
-    assert share_of(found[1][: len(found[1]) // 2], error_maps.MISSED) == pytest.approx(32 / 72, rel=0.12)
-    assert share_of(image, error_maps.MISSED) == share_of(truth, error_maps.MISSED) == 0
+    assert share_of(upper_half, error_maps.FALSE_NEGATIVE) == pytest.approx(32 / 72, rel=0.12)
+    assert share_of(image, error_maps.FALSE_NEGATIVE) == share_of(truth, error_maps.FALSE_NEGATIVE) == 0
     filled = np.abs(truth - panels.FILL * np.array(to_rgb(panels.colour_of(1)))).max(-1) < 0.02
     assert np.mean(filled) == pytest.approx(64 / 144, rel=0.12)
 
@@ -63,8 +64,8 @@ def test_what_is_made_up_far_away_is_shown(tmp_path):
     made_up = TRUTH + square(1, (0, 4), (0, 4))
     *_, found = drawn(tmp_path, {"model": made_up})
     # From voxel 0 to the square's end at 16, and a quarter of that more.
-    assert share_of(found, error_maps.MADE_UP) == pytest.approx(16 / 20**2, rel=0.15)
-    assert share_of(found[len(found) * 3 // 4 :, : len(found) // 4], error_maps.MADE_UP) > 0.5
+    assert share_of(found, error_maps.FALSE_POSITIVE) == pytest.approx(16 / 20**2, rel=0.15)
+    assert share_of(found[len(found) * 3 // 4 :, : len(found) // 4], error_maps.FALSE_POSITIVE) > 0.5
 
 
 def test_ignored_voxels_are_no_error(tmp_path):
@@ -72,9 +73,9 @@ def test_ignored_voxels_are_no_error(tmp_path):
     truth[:, :12] = 3
     *_, found = drawn(tmp_path, {"model": np.zeros(SHAPE, np.uint8)}, truth, ignore_label=3)
     # What is left is 4 x 8, and 2 voxels around it.
-    assert share_of(found, error_maps.MISSED) > 0.2
+    assert share_of(found, error_maps.FALSE_NEGATIVE) > 0.2
     *_, found = drawn(tmp_path, {"model": TRUTH}, truth, ignore_label=3)
-    assert share_of(found, error_maps.MADE_UP) == share_of(found, error_maps.MISSED) == 0
+    assert share_of(found, error_maps.FALSE_POSITIVE) == share_of(found, error_maps.FALSE_NEGATIVE) == 0
 
 
 def test_headings_are_models_and_scores(tmp_path, monkeypatch):
@@ -90,7 +91,7 @@ def test_headings_are_models_and_scores(tmp_path, monkeypatch):
     predictions, dice = {"ours": TRUTH, "x": TRUTH}, {"ours": 0.12345, "x": np.nan}
     case = ComparisonCase("c1", np.zeros(SHAPE), TRUTH, predictions, dice)
     comparison_figure([case, case], tmp_path / "figure.png", class_names={1: "rim"})
-    assert texts[0][:4] == ["rim", "made up (false positive)", "missed (false negative)", "another class"]
+    assert texts[0][:4] == ["rim", "false positive", "false negative", "another class"]
     assert texts[1:5] == [["input", "c1, slice 3"], ["truth", ""], ["ours", "Dice 0.123"], ["x", "-"]]
     assert texts[5:7] == [["", "c1, slice 3"], ["", ""]]
 
@@ -101,7 +102,9 @@ def test_models_may_be_named_as_the_other_columns(tmp_path):
 
 def test_errors_are_of_other_colours_than_classes():
     """By the distance of two colours in CIELAB, of which a difference of 2 can be seen."""
-    errors = [cielab(c) for c in (error_maps.MADE_UP, error_maps.MISSED, error_maps.CONFUSED)]
+    errors = [
+        cielab(c) for c in (error_maps.FALSE_POSITIVE, error_maps.FALSE_NEGATIVE, error_maps.WRONG_CLASS)
+    ]
     for error in errors:
         assert min(np.linalg.norm(error - cielab(colour)) for colour in panels.COLOURS) > 35
     assert np.diff(sorted(error[0] for error in errors)).min() > 15  # brightness

@@ -275,7 +275,7 @@ def test_all_bad_pairs_are_named_at_once(folders):
     with pytest.raises(ValueError) as error:
         evaluate(folders)
     message = str(error.value)
-    advice = "mend them, or name those to score (`evaluate --cases`)"
+    advice = "fix them, or name those to score (`evaluate --cases`)"
     assert message.startswith(f"6 of 8 cases cannot be scored; {advice}:\n  c: ")
     assert "predictions/c.nii.gz: no such file\n" in message
     assert "d: the prediction has shape [11, 10, 7], its label [12, 10, 7]" in message
@@ -302,7 +302,7 @@ def test_bad_contents_are_named_at_once(folders):
         evaluate(folders)
     message = str(error.value)
     assert message.startswith(
-        "4 of 6 cases cannot be scored; mend them, or name those to score (`evaluate --cases`):"
+        "4 of 6 cases cannot be scored; fix them, or name those to score (`evaluate --cases`):"
     )
     assert "c.nii.gz: labels [4, 8], which protocol two does not declare" in message
     assert "d.nii.gz must hold whole numbers from -32768 to 32767 as labels, got 0.5" in message

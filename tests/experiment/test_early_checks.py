@@ -154,7 +154,7 @@ def test_a_step_too_large_for_the_device_is_said_before_it_is_taken(finished, tm
     run, _ = finished
     config = dataclasses.replace(run.config, output=str(tmp_path / "run"))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, work=str(run.folder / "work")))
-    monkeypatch.setattr("jaxmamba3d.training.ahead.memory_limit", lambda mesh: 2**10)
+    monkeypatch.setattr("jaxmamba3d.training.compilation.memory_limit", lambda mesh: 2**10)
     with pytest.raises(ValueError, match=r"a training step must fit into the device's .* data\.patch_size$"):
         experiment.run_experiment(config)
     assert open_run(config.output).trained_folds() == ()

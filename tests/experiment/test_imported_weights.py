@@ -60,7 +60,7 @@ class TestImportedWeights:
             tmp_path / "imported" / "work",
             ignore=shutil.ignore_patterns("3d_fullres"),
         )
-        with pytest.raises(ValueError, match=r"latest/0 must be of a training to go on with, got imported"):
+        with pytest.raises(ValueError, match=r"latest/0 must be of a training that can be resumed, got"):
             experiment.run_experiment(config)
         assert not (tmp_path / "imported" / "work" / "3d_fullres").exists()
 

@@ -51,7 +51,7 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
     pretend(stray=1)
     experiment.predict_validation_cases(run, workspace, 0)
     before = experiment.score_validation_cases(run, workspace, 0)
-    assert experiment.conclude(run, workspace) is None
+    assert experiment.combine_folds(run, workspace) is None
     (case,) = before.cases
     decision = json.loads((folder / "postprocessing.json").read_text())
     assert [trial["kept"] for trial in decision["trials"]] in ([True, False, False], [False, True, False])
@@ -67,7 +67,7 @@ def test_a_fold_decides_on_its_validation_cases(copied, pretend):
     pretend(stray=0)
     experiment.predict_validation_cases(run, workspace, 0)
     experiment.score_validation_cases(run, workspace, 0)
-    experiment.conclude(run, workspace)
+    experiment.combine_folds(run, workspace)
     assert run.postprocessing().steps == ()
     assert not (folder / "validation_postprocessed").exists()
     assert not (folder / "scores_postprocessed").exists()
@@ -82,7 +82,7 @@ def test_a_run_decides_on_all_folds(copied, pretend):
     pretend(stray=2)
     experiment.predict_validation_cases(run, workspace, 1)
     experiment.score_validation_cases(run, workspace, 1)
-    scores = experiment.conclude(run, workspace)
+    scores = experiment.combine_folds(run, workspace)
     assert len(scores.cases) == 2
     assert read_evaluation(run.folder / "scores") == scores
     first, other = (

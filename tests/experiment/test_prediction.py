@@ -19,9 +19,9 @@ from jaxmamba3d.config import (
 from jaxmamba3d.data import Case, find_images, write_segmentation
 from jaxmamba3d.experiment import prediction
 from jaxmamba3d.experiment.training import train
-from jaxmamba3d.files import alone_in, write_json
+from jaxmamba3d.files import folder_lock, write_json
 from jaxmamba3d.inference.finished_cases import FinishedCases
-from jaxmamba3d.training import ahead, devices_for
+from jaxmamba3d.training import compilation, devices_for
 
 
 def test_volumes_of_any_size_are_predicted(finished, tmp_path):
@@ -134,7 +134,7 @@ def test_folds_that_are_not_trained_to_their_end_are_left_out(finished, tmp_path
         table.write_text("".join(table.read_text().splitlines(keepends=True)[: epochs + 1]))
     run = dataclasses.replace(run, folder=tmp_path)
     assert experiment.folds_to_predict(run) == (0,)
-    words = f"left out: fold 1, trained for 1 of {EPOCHS} epochs (--folds takes it all the same)"
+    words = f"left out: fold 1, trained for 1 of {EPOCHS} epochs (name it with --folds to take it)"
     assert words in caplog.messages
     shutil.rmtree(tmp_path / "fold_0")
     assert experiment.folds_to_predict(run) == (1,)
@@ -217,7 +217,7 @@ def test_files_that_are_no_predictions_are_not_overwritten(finished, tmp_path, m
 def test_nobody_else_predicts_into_the_folder(finished, tmp_path):
     run, _ = finished
     case = Case("a", (write_nifti(tmp_path / "a.nii.gz", image_and_label(0, 2)[0]),))
-    with alone_in(tmp_path / "out", pytest.fail), pytest.raises(ValueError, match="in use; wait for it"):
+    with folder_lock(tmp_path / "out", pytest.fail), pytest.raises(ValueError, match="in use; wait for it"):
         experiment.predict(run, [case], tmp_path / "out", folds=[0])
 
 
@@ -232,7 +232,7 @@ def test_an_output_that_cannot_be_written_is_said_first(dataset, tmp_path):
 
 def test_windows_that_no_device_can_predict_are_refused_before_training(finished, monkeypatch):
     run, _ = finished
-    for module in (prediction, ahead):
+    for module in (prediction, compilation):
         monkeypatch.setattr(module, "memory_limit", lambda mesh: 2**16)
 
     def with_windows(count):
@@ -241,6 +241,6 @@ def test_windows_that_no_device_can_predict_are_refused_before_training(finished
 
     patches_a_device = run.configuration.batch_size // len(devices_for(run.configuration.batch_size))
     prediction.check_window_batch(with_windows(patches_a_device))  # a training step holds more
-    wish = r"a prediction of 64 windows at once must fit into the device's 0\.1 MiB, got a need of .* MiB"
-    with pytest.raises(ValueError, match=wish + "; lower predict.window_batch"):
+    wanted = r"a prediction of 64 windows at once must fit into the device's 0\.1 MiB, got a need of .* MiB"
+    with pytest.raises(ValueError, match=wanted + "; lower predict.window_batch"):
         train(with_windows(64), workspace=None, fold=0)

@@ -249,8 +249,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
         experiment.run_experiment(wild)
     allowed = dataclasses.replace(config.train, allow_changed_settings=True)
     wild = dataclasses.replace(wild, train=allowed)
-    wish = r"step 1 of epoch 2 is not finite, on patches of case_\d.*; .* lower optim\.learning_rate"
-    with pytest.raises(FloatingPointError, match=wish):
+    wanted = r"step 1 of epoch 2 is not finite, on patches of case_\d.*; .* lower optim\.learning_rate"
+    with pytest.raises(FloatingPointError, match=wanted):
         experiment.run_experiment(wild)
     before = params_of(open_run(config.output))
     assert all(np.isfinite(leaf).all() for leaf in before)
@@ -375,7 +375,7 @@ def test_a_run_that_another_process_trains_is_left_alone(dataset, tmp_path):
     other = dataclasses.replace(config, net=dataclasses.replace(config.net, name="segmamba"))
     second = dataclasses.replace(config, data=dataclasses.replace(config.data, fold=1))
     in_use = r"a run that no other process trains, got .*fold_0 is in use; wait for it, or name"
-    with run.alone_in_fold(0):
+    with run.fold_lock(0):
         for start in (experiment.run_experiment, lambda config: start_run(config, workspace)):
             with pytest.raises(ValueError, match=in_use):
                 start(longer)

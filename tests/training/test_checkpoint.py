@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_said_with_what_to_do(tmp_path, part, share):
             again.close()
 
     message = rf"{tmp_path}/latest/6 must be a whole checkpoint, got \w+: .*; copy it again, or"
-    with pytest.raises(ValueError, match=rf"{message} remove it to go on from that of step 5$"):
+    with pytest.raises(ValueError, match=rf"{message} remove it to resume from that of step 5$"):
         restore()
     if part.startswith("params"):
         with pytest.raises(ValueError, match=rf"{message} train this fold again$"):

@@ -40,7 +40,7 @@ def write_report(run: Run, output: str | Path | None = None) -> Path:
     No device is touched, so it may be written beside a training.
 
     Args:
-        run: the run; what its folds do not have yet is said in the page.
+        run: the run; what its folds do not have yet is noted in the page.
         output: the file, in a folder that is made if missing; None: report.html in the run folder.
 
     Returns:

@@ -127,7 +127,7 @@ def selective_scan(
     Numerics:
         State and sums are float32 whatever the inputs are, sums over time in gradients included. Memory
         beyond inputs and outputs is a few times the state at chunk borders, [chunks, B, D, N] float32, and
-        the states of the chunks at work, in Triton's gradient of at least one a sequence; XLA also makes
+        the states of the chunks at work, in Triton's gradient of at least one per sequence; XLA also makes
         float32 copies of bfloat16 sequences on CPUs. Chunks of long sequences have 128 to 256 tokens in XLA
         and on TPUs, 32 to 256 in Triton, 16 to 256 in Mosaic GPU; XLA, where no such number divides the
         length, and Mosaic GPU pad the sequences, which copies them. A model that is not stable (A > 0) may

@@ -7,7 +7,7 @@ Triton: a program is one or a few warps. In the forward kernels a thread holds 3
 state and decay rates take 64 registers; in the gradient kernel it holds 16, because `STRIDE` + 1 states,
 their gradient, the decay rates and their gradient are alive at once, beside what is read ahead (255
 registers; with a stride of 4 some go to memory). That kernel gets about as many programs as an H100 holds at
-once, but at least one a sequence, for each has memory of its own for the states that it recomputes.
+once, but at least one per sequence, for each has memory of its own for the states that it recomputes.
 
 Mosaic GPU: a program is a warpgroup with 64 channels, N / 2 numbers of the tile a thread. The gradient kernel
 holds the states of a step in registers, at most 128 of them, and one state a step in 64 kB of shared memory,
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 WARP = 32
 FORWARD_NUMBERS, GRADIENT_NUMBERS = 32, 16
 GRADIENT_TILE = 16
-MOST_GRADIENT_STATES, FEW_GRADIENT_STATES = 128, 32
+MAX_GRADIENT_STATES, FEW_GRADIENT_STATES = 128, 32
 PARALLEL_TILES = 2048
 """Chunks times tiles of `GRADIENT_TILE` channels: 16 for each of 132 processors, or nearly."""
 GRADIENT_WARPS = 1024
@@ -94,7 +94,7 @@ def triton_blocks(batch: int, length: int, channels: int, states: int, chunk: in
     tiles = math.ceil(channels / GRADIENT_TILE)
     forward_tile = max(8, min(_power_of_two(channels), FORWARD_NUMBERS * WARP // states))
     forward_warps = max(1, states * forward_tile // (FORWARD_NUMBERS * WARP))
-    states = states if states <= MOST_GRADIENT_STATES else FEW_GRADIENT_STATES
+    states = states if states <= MAX_GRADIENT_STATES else FEW_GRADIENT_STATES
     chunks = batch * math.ceil(length / chunk)
     warps = max(1, states * GRADIENT_TILE // (GRADIENT_NUMBERS * WARP))
     programs = GRADIENT_WARPS // warps

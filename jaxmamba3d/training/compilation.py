@@ -88,7 +88,7 @@ def compile_fitting(
         advice: what can be done where it is too large.
 
     Raises:
-        StepTooLarge: the step needs more memory than a device has; what can be done is said.
+        StepTooLarge: the step needs more memory than a device has; the message says what can be done.
     """
     started = time.perf_counter()
     limit = memory_limit(mesh)

@@ -13,7 +13,7 @@ from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
-from jaxmamba3d.training import Task, ahead
+from jaxmamba3d.training import Task, compilation
 from jaxmamba3d.training import mesh as meshes
 from jaxmamba3d.training.mesh import make_mesh, mesh_over, place_state, shard_batch
 from jaxmamba3d.training.optimizer import make_optimizer
@@ -39,18 +39,18 @@ def started(mesh):
     optimizer = make_optimizer(OptimConfig(schedule="constant"), train)
     state = place_state(mesh, init_state(net, optimizer))
     with jax.set_mesh(mesh):
-        return state, ahead.lower_train_step(net, optimizer, train, TASK, state, mesh)
+        return state, compilation.lower_train_step(net, optimizer, train, TASK, state, mesh)
 
 
 @pytest.fixture(scope="module")
 def compiled(started, mesh):
-    return ahead.compile_fitting(started[1], mesh)
+    return compilation.compile_fitting(started[1], mesh)
 
 
 def test_its_memory_is_known(compiled, started):
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(started[0]))
     batch = BATCH * 8**3 * (4 + 2)
-    assert (parameters + batch) / 8 < ahead.memory_needed(compiled) < GIB
+    assert (parameters + batch) / 8 < compilation.memory_needed(compiled) < GIB
 
 
 def test_steps_compile_nothing_more(compiled, started, mesh):
@@ -84,8 +84,8 @@ def test_a_validation_in_parts_holds_one_at_a_time():
     def needed(accumulate):
         train = TrainConfig(accumulate=accumulate)
         with jax.set_mesh(mesh):
-            lowered = ahead.lower_validation_step(net, train, TASK, nnx.state(net, nnx.Param), mesh)
-        return ahead.compile_fitting(lowered, mesh).memory_analysis().temp_size_in_bytes
+            lowered = compilation.lower_validation_step(net, train, TASK, nnx.state(net, nnx.Param), mesh)
+        return compilation.compile_fitting(lowered, mesh).memory_analysis().temp_size_in_bytes
 
     assert needed(BATCH) < needed(1) / 2
 
@@ -107,11 +107,11 @@ ADVICE = "set net.remat, raise train.accumulate, or lower data.batch_size or dat
 
 @pytest.mark.parametrize(("limit", "memory"), [(None, "memory"), (16 * GIB, "16.0 GiB")])
 def test_what_the_compiler_cannot_fit_is_said_in_one_sentence(mesh, monkeypatch, limit, memory):
-    monkeypatch.setattr(ahead, "memory_limit", lambda _: limit)
+    monkeypatch.setattr(compilation, "memory_limit", lambda _: limit)
     message = "RESOURCE_EXHAUSTED: Used 20G of 15G hbm.\nSize (19.50G) exceeds the limit"
     error = jax.errors.JaxRuntimeError(message)
-    with pytest.raises(ahead.StepTooLarge) as found:
-        ahead.compile_fitting(FakeLowered(error), mesh)
+    with pytest.raises(compilation.StepTooLarge) as found:
+        compilation.compile_fitting(FakeLowered(error), mesh)
     assert str(found.value) == (
         f"a training step must fit into the device's {memory}, got RESOURCE_EXHAUSTED: Used 20G of 15G hbm.; "
         + ADVICE
@@ -120,12 +120,12 @@ def test_what_the_compiler_cannot_fit_is_said_in_one_sentence(mesh, monkeypatch,
 
 
 def test_what_compiles_but_needs_more_than_there_is_is_refused(compiled, mesh, monkeypatch):
-    needed = ahead.memory_needed(compiled)
-    monkeypatch.setattr(ahead, "memory_limit", lambda _: needed)
-    assert ahead.compile_fitting(FakeLowered(compiled), mesh) is compiled
-    monkeypatch.setattr(ahead, "memory_limit", lambda _: needed - 1)
+    needed = compilation.memory_needed(compiled)
+    monkeypatch.setattr(compilation, "memory_limit", lambda _: needed)
+    assert compilation.compile_fitting(FakeLowered(compiled), mesh) is compiled
+    monkeypatch.setattr(compilation, "memory_limit", lambda _: needed - 1)
     with pytest.raises(ValueError, match=r"the device's 0.* MiB, got a need of 0.* MiB; set net\.remat"):
-        ahead.compile_fitting(FakeLowered(compiled), mesh)
+        compilation.compile_fitting(FakeLowered(compiled), mesh)
 
 
 def test_where_nothing_is_known_nothing_is_refused(compiled, mesh):
@@ -135,14 +135,14 @@ def test_where_nothing_is_known_nothing_is_refused(compiled, mesh):
         def memory_analysis(self):
             return None
 
-    assert ahead.memory_limit(mesh) is None
+    assert compilation.memory_limit(mesh) is None
     silent = Silent()
-    assert ahead.compile_fitting(FakeLowered(silent), mesh) is silent
+    assert compilation.compile_fitting(FakeLowered(silent), mesh) is silent
 
 
 def test_other_errors_stay_what_they_are(mesh):
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        ahead.compile_fitting(FakeLowered(jax.errors.JaxRuntimeError("INTERNAL: bug")), mesh)
+        compilation.compile_fitting(FakeLowered(jax.errors.JaxRuntimeError("INTERNAL: bug")), mesh)
 
 
 def test_a_mesh_has_the_devices_of_a_process_side_by_side(monkeypatch):
