@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from jaxmamba3d.checks import check_choice, check_shape
 from jaxmamba3d.data.planewise import PlaneResampler
@@ -102,11 +103,7 @@ class SegmentationExport:
 
     def _to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         logits = logits.astype(np.float32)
-        if self._region_values is not None:
-            with np.errstate(over="ignore"):  # exp of a very negative logit's opposite: probability 0
-                return 1 / (1 + np.exp(-logits))
-        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return exponentials / exponentials.sum(axis=-1, keepdims=True)
+        return softmax(logits, axis=-1) if self._region_values is None else expit(logits)
 
     def _to_labels(self, scores: np.ndarray) -> np.ndarray:
         if self._region_values is None:

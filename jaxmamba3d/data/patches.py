@@ -91,26 +91,14 @@ def draw_corner(
     )
 
 
-def cut(volume: np.ndarray, corner: Sequence[int], patch_size: Sequence[int], fill: float) -> np.ndarray:
-    """A patch [*patch_size, ...] from a lower corner, `fill` where it reaches outside the volume.
+def cut_into(patch: np.ndarray, volume: np.ndarray, corner: Sequence[int], fill: float) -> None:
+    """Copies a patch from a lower corner of a volume, with `fill` where it reaches outside.
 
     Args:
+        patch: [*patch_size, ...], all of which is written.
         volume: [X, Y, Z, ...], may be a memory map: only the patch is read.
         corner: lower corner, voxels; may be negative.
-        patch_size: voxels.
         fill: value outside.
-    """
-    patch = np.empty((*patch_size, *volume.shape[3:]), volume.dtype)
-    cut_into(patch, volume, corner, fill)
-    return patch
-
-
-def cut_into(patch: np.ndarray, volume: np.ndarray, corner: Sequence[int], fill: float) -> None:
-    """The same into an array [*patch_size, ...] that is there, whose content is replaced.
-
-    Args:
-        patch: what is written.
-        volume, corner, fill: see `cut`.
     """
     source, target = [], []
     for low, length, size in zip(corner, patch.shape, volume.shape[:3], strict=False):

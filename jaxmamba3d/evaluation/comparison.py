@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from jaxmamba3d.evaluation.protocols import Protocol
 from jaxmamba3d.evaluation.scored_models import ScoredModel, comparable
 from jaxmamba3d.evaluation.summary import statistic, summarize
@@ -19,23 +17,9 @@ from jaxmamba3d.files import check_writable, write_text
 MEAN = "mean"
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One number of a model.
-
-    Args:
-        mean: over the cases of all folds; of the column "mean", over the structures' means.
-        sd: over the cases (n - 1); of the column "mean", of each case's mean over the structures.
-        fold_sd: over the folds' means (n - 1); NaN with fewer than two folds.
-    """
-
-    mean: float
-    sd: float
-    fold_sd: float
-
-
-Row = dict[tuple[str, str], Entry]
-"""(structure or "mean", metric) -> entry."""
+Row = dict[tuple[str, str], Number]
+"""(structure or "mean", metric) -> mean and standard deviation (n - 1) over the cases of all folds, and that of the
+folds' means, NaN with fewer than two folds; for "mean", of the means over the structures."""
 
 
 def compare_models(models: Sequence[ScoredModel], output: str | Path) -> dict[str, Row]:
@@ -82,7 +66,7 @@ def row_of(model: ScoredModel, metrics: Iterable[str]) -> Row:
         for metric in metrics:
             found = statistics[metric]
             folds = statistic(fold.structures[structure][metric].mean for fold in by_fold)
-            row[structure, metric] = Entry(found.mean, found.sd, folds.sd)
+            row[structure, metric] = Number(found.mean, found.sd, folds.sd, DIGITS[metric])
     for metric in metrics:
         cases = [
             statistic(getattr(score, metric) for score in evaluation.scores if score.case == case).mean
@@ -90,39 +74,33 @@ def row_of(model: ScoredModel, metrics: Iterable[str]) -> Row:
             for case in evaluation.cases
         ]
         folds = statistic(fold.mean[metric] for fold in by_fold)
-        row[MEAN, metric] = Entry(together.mean[metric], statistic(cases).sd, folds.sd)
+        row[MEAN, metric] = Number(together.mean[metric], statistic(cases).sd, folds.sd, DIGITS[metric])
     return row
 
 
 def _table(rows: dict[str, Row], metrics: dict[str, str], protocol: Protocol) -> Table:
-    numbers = {
-        model: {
-            (structure, metric): Number(**dataclasses.asdict(entry), digits=DIGITS[metric])
-            for (structure, metric), entry in row.items()
-        }
-        for model, row in rows.items()
-    }
+    rows = {model: dict(row) for model, row in rows.items()}
     keys = [(structure, metric) for structure in (*protocol.classes, MEAN) for metric in metrics]
     if len(rows) > 1:
         for key in keys:
             # What reads the same is equally good.
-            shown = [float(row[key].text) for row in numbers.values() if not math.isnan(row[key].mean)]
+            shown = [float(row[key].text) for row in rows.values() if not math.isnan(row[key].mean)]
             best = (max if key[1] == "dice" else min)(shown, default=math.nan)
-            for row in numbers.values():
+            for row in rows.values():
                 row[key] = dataclasses.replace(row[key], bold=float(row[key].text) == best)
     columns = [Column("model"), *(Column(metrics[metric], structure) for structure, metric in keys)]
-    return Table(columns, [[Words(model), *(row[key] for key in keys)] for model, row in numbers.items()])
+    return Table(columns, [[Words(model), *(row[key] for key in keys)] for model, row in rows.items()])
 
 
 def _csv(rows: dict[str, Row], models: Sequence[ScoredModel]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = list(next(iter(rows.values())))
-    parts = [field.name for field in dataclasses.fields(Entry)]
+    parts = ("mean", "sd", "fold_sd")
     titles = [f"{structure} {metric} {part}" for structure, metric in keys for part in parts]
     writer.writerow(["model", "cases", "folds", *titles])
     for model in models:
-        values = np.array([dataclasses.astuple(rows[model.name][key]) for key in keys]).ravel()
-        numbers = ["" if math.isnan(value) else float(value) for value in values]
+        values = [getattr(rows[model.name][key], part) for key in keys for part in parts]
+        numbers = ["" if math.isnan(value) else value for value in values]
         writer.writerow([model.name, len(model.cases), len(model.evaluations), *numbers])
     return text.getvalue()

@@ -1,6 +1,5 @@
 """Tables of one model's scores: by structure, and of its cases from the worst on."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -23,13 +22,10 @@ def structures_table(columns: Mapping[Column, tuple[ScoredModel, str]]) -> Table
     Args:
         columns: what each column shows, a metric of a model; the models are scored under one protocol.
     """
-    numbers = []
-    for model, metric in columns.values():
-        entries = row_of(model, (metric,)).items()
-        digits = DIGITS[metric]
-        numbers.append(
-            {name: Number(**dataclasses.asdict(entry), digits=digits) for (name, _), entry in entries}
-        )
+    numbers = [
+        {name: number for (name, _), number in row_of(model, (metric,)).items()}
+        for model, metric in columns.values()
+    ]
     structures = list(next(iter(columns.values()))[0].protocol.classes)
     rows = [
         [Words(name, bold=name == MEAN), *(column[name] for column in numbers)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from jaxmamba3d.checks import check_choice, check_positive, check_that
+from jaxmamba3d.data.providers import HEART, ORGANS
 from jaxmamba3d.labels import Labels
 
 
@@ -71,21 +72,7 @@ _PUBLISHED = {
     "hd95_unit": "voxels",
 }
 
-_SYNAPSE = {
-    "spleen": (1,),
-    "right kidney": (2,),
-    "left kidney": (3,),
-    "gallbladder": (4,),
-    "esophagus": (5,),
-    "liver": (6,),
-    "stomach": (7,),
-    "aorta": (8,),
-    "inferior vena cava": (9,),
-    "portal vein and splenic vein": (10,),
-    "pancreas": (11,),
-    "right adrenal gland": (12,),
-    "left adrenal gland": (13,),
-}
+_SYNAPSE = {organ: (value,) for value, organ in enumerate(ORGANS, 1)}
 _SYNAPSE_UNSCORED = (5, 9, 10, 12, 13)
 
 PROTOCOLS = {
@@ -98,7 +85,7 @@ PROTOCOLS = {
             **_PUBLISHED,
         ),
         Protocol("synapse13", _SYNAPSE, **_PUBLISHED),
-        Protocol("acdc", {"RV": (1,), "MLV": (2,), "LVC": (3,)}, **_PUBLISHED),
+        Protocol("acdc", {part: (value,) for value, part in enumerate(HEART, 1)}, **_PUBLISHED),
         # Labels as in the Decathlon's Task01: 1 edema, 2 non-enhancing tumour, 3 enhancing tumour.
         Protocol("brats", {"ET": (3,), "TC": (2, 3), "WT": (1, 2, 3)}, **_PUBLISHED),
     )

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-METRICS = "metrics.csv"
-BEST_BY = "pseudo_dice mean"
+from jaxmamba3d.training.report import DICE, MEAN, METRICS
+
+BEST_BY = f"{DICE}{MEAN}"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Record(TypedDict):
 
     digest: str
     cases: dict[str, Finished]
-    claimed: list[str] | None
+    claimed: list[str]
 
 
 def digest_of(variables: Any, settings: dict[str, Any]) -> str:
@@ -103,11 +103,10 @@ class FinishedCases:
 def check_only_own(folder: Path, cases: Sequence[Case], endings: Sequence[str]) -> None:
     """Raises ValueError if outputs would take the place of files that no prediction into this folder made.
 
-    Where a record cannot be read, or is of a version that noted only what was finished, any may have been.
+    Where a record cannot be read, any may have been.
     """
     records = _read_records(folder)
-    whole = all(record["claimed"] is not None for record in records.values())
-    if not whole or len(records) < len(list(folder.glob(f"{RECORD}*.json"))):
+    if len(records) < len(list(folder.glob(f"{RECORD}*.json"))):
         return
     claimed = _claimed_in(records.values())
     names = (f"{case.name}{ending}" for case in cases if case.name not in claimed for ending in endings)
@@ -122,7 +121,7 @@ def _read_records(folder: Path) -> dict[Path, Record]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(path.read_text(encoding="utf-8"))
             found[path] = Record(
-                digest=content["digest"], cases=dict(content["cases"]), claimed=content.get("claimed")
+                digest=content["digest"], cases=dict(content["cases"]), claimed=content["claimed"]
             )
     return found
 

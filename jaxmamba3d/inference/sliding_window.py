@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
 from jaxmamba3d.checks import check_positive, check_shape, check_that
-from jaxmamba3d.data.patches import cut
+from jaxmamba3d.data.patches import cut_into
 from jaxmamba3d.inference.rolling_sums import RollingSums
 from jaxmamba3d.ops.backend import BATCH_AXES
 
@@ -203,7 +203,7 @@ def predict_planes(
         crops = np.zeros((window_batch, *patch_size, image.shape[3]), np.float32)
         for crop, corner in zip(crops, batch, strict=False):  # a last, incomplete batch keeps zeros
             inside = [start - before for start, (before, _) in zip(corner, padding, strict=True)]
-            crop[...] = cut(image, inside, patch_size, fill=0)
+            cut_into(crop, image, inside, fill=0)
         return batch, sum(predictor.weighted_logits(variables, crops) for variables in folds)
 
     weights = gaussian_weights(patch_size) * np.float32(len(folds))

@@ -16,10 +16,13 @@ class Interruption:
     """Notices SIGTERM, by which schedulers announce that they will end a process; a context manager.
 
     Several processes agree on one step to stop after, by JAX's own preemption service.
+
+    Attributes:
+        received: whether SIGTERM came, as all processes know it.
     """
 
     def __init__(self):
-        self._received = False
+        self.received = False
         # Handlers may be set in the main thread alone, and JAX's service has one of its own.
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._handles = in_main_thread and jax.process_count() == 1
@@ -36,13 +39,8 @@ class Interruption:
     def has_come(self) -> bool:
         """Whether to stop now; to be asked by every process after every step."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_asked)):
-            self._received = True
-        return self._received
-
-    @property
-    def received(self) -> bool:
-        """Whether SIGTERM came, as all processes know it."""
-        return self._received
+            self.received = True
+        return self.received
 
     def _receive(self, *_) -> None:
-        self._received = True
+        self.received = True

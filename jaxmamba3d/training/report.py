@@ -21,6 +21,7 @@ from jaxmamba3d.training.tensorboard import EventFile
 RESULTS = ("learning_rate", "gradient_norm", "train_loss", "validation_loss", "skipped_steps")
 SPEED = ("seconds", "patches_per_second", "input_wait", "memory_gib")
 PICTURES, PATCHES = 50, 3
+METRICS = "metrics.csv"
 DICE, MEAN = "pseudo_dice ", "mean"
 
 
@@ -73,7 +74,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._class_names = folder, tuple(labels.structures)
         self._value_names = labels.names
-        self._rows = [row for row in _read(folder / "metrics.csv") if row.epoch < start_epoch]
+        self._rows = [row for row in _read(folder / METRICS) if row.epoch < start_epoch]
         self._events = EventFile(folder / "tensorboard", start_epoch)
 
     def seconds_left(self, epochs: int) -> float:
@@ -141,7 +142,7 @@ class MetricsLog:
             ]
             speed = [f"{getattr(row, name):.4g}" for name in SPEED]
             writer.writerow([row.epoch, *results, f"{row.mean_pseudo_dice:.6g}", *speed])
-        write_text(self._folder / "metrics.csv", text.getvalue())
+        write_text(self._folder / METRICS, text.getvalue())
 
     def _draw(self):
         figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")

@@ -326,7 +326,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch, read, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(gzip, "open", fail)
-    refused(read, path, "a file that can be read", f"got '{os.strerror(number)}'", "see to its permissions")
+    refused(read, path, "a file that can be read", f"got '{os.strerror(number)}'", "check its permissions")
 
 
 def test_colours_are_refused(tmp_path):
