@@ -82,4 +82,5 @@ def _strengths() -> dict[str, dict[str, float | tuple[float, ...]]]:
 
 
 def _noisy(image: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
-    return jax.vmap(noise.add_noise, in_axes=(-1, None, None), out_axes=-1)(image, key, deviation)
+    keys = jax.random.split(key, image.shape[-1])
+    return jax.vmap(noise.add_noise, in_axes=(-1, 0, None), out_axes=-1)(image, keys, deviation)

@@ -17,7 +17,8 @@ def resample_affine(
 
     Voxel p of the patch shows the point matrix (p - (size - 1) / 2) + (shape - 1) / 2 of the volume. The
     image is interpolated linearly, zeros outside the volume. The label is the one among the 8 voxels around
-    the point whose weights of linear interpolation sum to most, of equals the lowest; -1 outside the volume.
+    the point, those outside the volume being -1, whose weights of linear interpolation sum to most; of equals
+    that of the nearest voxel, or else the lowest.
 
     Args:
         image: [X, Y, Z, C] float32.
@@ -31,9 +32,8 @@ def resample_affine(
 
     Numerics: one plane of the patch at a time, so that the 8 neighbours stay in the cache.
 
-    Source: batchgeneratorsv2, transforms/spatial/spatial.py (`grid_sample` with align_corners=False, the
-        label as the largest of the interpolated one-hot channels). Where that compares the point with the
-        volume's border it takes the sizes of the axes in reversed order; here each axis has its own.
+    Source: batchgeneratorsv2 0.3.6, transforms/spatial/spatial.py (`grid_sample` with align_corners=False,
+        the label as the largest of the interpolated one-hot channels).
     """
     shape = label.shape
     channels = image.shape[-1]
@@ -43,37 +43,43 @@ def resample_affine(
     rows, columns = (jnp.arange(n) - (n - 1) / 2 for n in size[1:])
     in_plane = rows[:, None, None] * matrix[:, 1] + columns[:, None] * matrix[:, 2]
     middle = jnp.array([(n - 1) / 2 for n in shape], jnp.float32)
-    last = jnp.array(shape, jnp.float32) - 1
     sides = ((0,) if within_slices else (0, 1), (0, 1), (0, 1))
 
     def plane(offset):
         points = in_plane + (matrix[:, 0] * offset + middle)
         lower = jnp.floor(points)
-        fractions = points - lower
+        fractions, nearest_sides = points - lower, jnp.round(points) - lower
         lower = lower.astype(jnp.int32)
         values, votes = jnp.zeros((*size[1:], *row), jnp.float32), []
+        nearest = jnp.full(size[1:], OUTSIDE, label.dtype)
         for corner in itertools.product(*sides):
-            weight, index = 1.0, 0
+            weight, index, inside = 1.0, 0, True
             for axis, side in enumerate(corner):
                 position, fraction = lower[..., axis] + side, fractions[..., axis]
-                inside = (position >= 0) & (position < shape[axis])
-                weight = weight * jnp.where(inside, fraction if side else 1 - fraction, 0)
+                inside &= (position >= 0) & (position < shape[axis])
+                weight = weight * (fraction if side else 1 - fraction)
                 index = index * shape[axis] + jnp.clip(position, 0, shape[axis] - 1)
-            found = voxels.at[index].get(mode="promise_in_bounds")
-            values += weight.reshape(*size[1:], *[1] * len(row)) * found
-            votes.append((weight, labels.at[index].get(mode="promise_in_bounds")))
-        outside = jnp.any((points < 0) | (points > last), axis=-1)
-        values = values.reshape(*size[1:], channels)
-        return values, jnp.where(outside, jnp.array(OUTSIDE, label.dtype), _majority(votes))
+            shown = jnp.where(inside, weight, 0).reshape(*size[1:], *[1] * len(row))
+            values += shown * voxels.at[index].get(mode="promise_in_bounds")
+            found = labels.at[index].get(mode="promise_in_bounds")
+            votes.append((weight, jnp.where(inside, found, jnp.array(OUTSIDE, label.dtype))))
+            is_nearest = jnp.all(nearest_sides == jnp.array(corner), axis=-1)
+            nearest = jnp.where(is_nearest, votes[-1][1], nearest)
+        return values.reshape(*size[1:], channels), _majority(votes, nearest)
 
     return lax.map(plane, jnp.arange(size[0]) - (size[0] - 1) / 2)
 
 
-def _majority(votes: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """The label with the largest sum of weights, the lowest of equals: no list of the labels is needed."""
-    winner, most = votes[0][1], jnp.full_like(votes[0][0], -1)
+def _majority(votes: list[tuple[jax.Array, jax.Array]], nearest: jax.Array) -> jax.Array:
+    """The label with the largest sum of weights, of equals the nearest voxel's, or else the lowest."""
+
+    def total(candidate):
+        return sum(jnp.where(label == candidate, weight, 0) for weight, label in votes)
+
+    winner, most = nearest, total(nearest)
     for _, candidate in votes:
-        total = sum(jnp.where(other == candidate, weight, 0) for weight, other in votes)
-        better = (total > most) | ((total == most) & (candidate < winner))
-        winner, most = jnp.where(better, candidate, winner), jnp.maximum(total, most)
+        votes_for = total(candidate)
+        tied = (votes_for == most) & (winner != nearest) & (candidate < winner)
+        winner = jnp.where((votes_for > most) | tied, candidate, winner)
+        most = jnp.maximum(votes_for, most)
     return winner

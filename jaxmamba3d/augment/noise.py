@@ -9,7 +9,7 @@ PROBABILITY, DEVIATIONS = 0.1, (0.0, 0.1)
 
 
 def draw_noise(numbers: jax.Array, key: jax.Array) -> Effect:
-    """With probability 0.1 noise of a deviation in 0..0.1, the same noise in all channels.
+    """With probability 0.1 noise of a deviation in 0..0.1, the same deviation for all channels.
 
     nnU-Net calls that range a variance, and uses it as the standard deviation.
 
@@ -17,12 +17,12 @@ def draw_noise(numbers: jax.Array, key: jax.Array) -> Effect:
         numbers: [C, 5], uniform in [0, 1).
         key: of the noise.
 
-    Source: batchgeneratorsv2, transforms/intensity/gaussian_noise.py.
+    Source: batchgeneratorsv2 0.3.6, transforms/intensity/gaussian_noise.py; versions before 0.3.2 added the
+        same noise to all channels.
     """
-    strength = key, between(numbers[0, 1], DEVIATIONS)
     channels = numbers.shape[0]
-    of_each = (jnp.broadcast_to(number, (channels, *number.shape)) for number in strength)
-    return Effect(numbers[0, 0] < PROBABILITY, tuple(of_each))
+    deviations = jnp.broadcast_to(between(numbers[0, 1], DEVIATIONS), (channels,))
+    return Effect(numbers[0, 0] < PROBABILITY, (jax.random.split(key, channels), deviations))
 
 
 def add_noise(volume: jax.Array, key: jax.Array, deviation: jax.Array) -> jax.Array:

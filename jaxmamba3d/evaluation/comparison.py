@@ -18,8 +18,8 @@ MEAN = "mean"
 
 
 Row = dict[tuple[str, str], Number]
-"""(structure or "mean", metric) -> mean and standard deviation (n - 1) over the cases of all folds, and that of the
-folds' means, NaN with fewer than two folds; for "mean", of the means over the structures."""
+"""(structure or "mean", metric) -> mean and standard deviation (n - 1) over the cases of all folds, and over
+the folds' means, NaN with fewer than two folds; for "mean", of the means over the structures."""
 
 
 def compare_models(models: Sequence[ScoredModel], output: str | Path) -> dict[str, Row]:

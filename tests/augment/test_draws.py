@@ -21,9 +21,8 @@ def many(plan):
     keys = jax.random.split(jax.random.key(5), SAMPLES)
     drawn = jax.jit(jax.vmap(functools.partial(draw, channels=CHANNELS, plan=plan)))(keys)
     noise_keys, deviations = drawn.effects["noise"].strength
-    noise_keys = jax.random.key_data(noise_keys)
-    assert len(np.unique(noise_keys[:, 0], axis=0)) == SAMPLES
-    assert (noise_keys == noise_keys[:, :1]).all()  # all channels get the same noise
+    assert len(np.unique(jax.random.key_data(noise_keys).reshape(-1, 2), axis=0)) == SAMPLES * CHANNELS
+    assert (deviations == deviations[:, :1]).all()
     drawn.effects["noise"] = drawn.effects["noise"]._replace(strength=(deviations,))
     return jax.device_get(drawn)
 
