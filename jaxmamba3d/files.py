@@ -19,6 +19,8 @@ except ImportError:  # Windows
 
 ONE_DAY = 24 * 3600
 
+LOCK = ".lock"
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 FileIdentities = list[list[Any]]
@@ -55,53 +57,58 @@ def _remove_left_behind(path: Path) -> None:
 def folder_lock(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
     """Keeps other processes that ask for it likewise out of a folder until the block ends, or the process.
 
-    Where the system or the file system knows no locks on folders, as NFS, nobody is kept out.
+    Where the system or the file system knows no locks, nobody is kept out.
 
     Args:
         folder: made if missing.
         busy: called if another process is in there; the block waits for it unless this raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    handle, free = _try_lock(folder)
     try:
-        try:
-            _lock(handle)
-        except BlockingIOError:
+        if not free:
             busy()
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass
         yield
     finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> None:
-    """Raises BlockingIOError if another process holds the lock, and not just while it asks `in_use`."""
-    for _ in range(20):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(0.01)
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if handle is not None:
+            os.close(handle)
 
 
 def in_use(folder: Path) -> bool:
     """Whether someone keeps others out of a folder by `folder_lock`."""
-
-    def busy():
-        raise BlockingIOError
-
     if not folder.is_dir():
         return False
-    try:
-        with folder_lock(folder, busy):
-            return False
-    except BlockingIOError:
-        return True
+    handle, free = _try_lock(folder)
+    if handle is not None:
+        os.close(handle)
+    return not free
+
+
+def _try_lock(folder: Path) -> tuple[int | None, bool]:
+    """A handle of a folder's lock, None where there are no locks, and whether nobody else holds it."""
+    if fcntl is None:
+        return None, True
+    # NFS locks only what is open for writing, which a folder cannot be.
+    for path, mode in ((folder, os.O_RDONLY), (folder / LOCK, os.O_RDWR | os.O_CREAT)):
+        handle = None
+        try:
+            handle = os.open(path, mode)
+            return handle, _locked(handle)
+        except OSError:
+            if handle is not None:
+                os.close(handle)
+    return None, True
+
+
+def _locked(handle: int) -> bool:
+    """Takes the lock unless another process holds it, and not just while it asks `in_use`."""
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def identify(paths: Iterable[Path]) -> FileIdentities:
@@ -120,7 +127,8 @@ def _size_and_time(path: Path) -> tuple[int | None, int | None]:
 def unwritten(path: str | Path, error: OSError) -> OSError:
     """The error to raise in place of another one that came up while a path was written."""
     reason = error.strerror or str(error)
-    return OSError(f"{path} could not be written: {reason}; make room and start again, what is whole is kept")
+    advice = "make room and start again" if error.errno in DISK_FULL else "start again"
+    return OSError(f"{path} could not be written: {reason}; {advice}, what is whole is kept")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """Files that several processes write, folders that one keeps to itself."""
 
+import errno
+import fcntl
 import os
+import stat
 import threading
 
 import pytest
@@ -41,6 +44,23 @@ def test_a_folder_is_in_use_while_someone_keeps_it(tmp_path):
         with pytest.raises(ValueError, match="busy"), folder_lock(folder, refuse):
             pass
     assert not in_use(folder)
+
+
+def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path, monkeypatch):
+    """As on NFS, whose locks want a file that is open for writing."""
+    flock = fcntl.flock
+
+    def of_nfs(handle, operation):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with folder_lock(tmp_path, refuse):
+        assert in_use(tmp_path)
+        with pytest.raises(ValueError, match="busy"), folder_lock(tmp_path, refuse):
+            pass
+    assert not in_use(tmp_path)
 
 
 def test_who_only_asks_keeps_nobody_out(tmp_path):

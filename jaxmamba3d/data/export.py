@@ -96,6 +96,7 @@ class SegmentationExport:
 
     def result(self) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """What `export_segmentation` returns, once all planes are there."""
+        assert self._row == self._inside[0].stop, "planes are missing"
         segmentation = self._segmentation.transpose(self._backward)
         if not self._return_probabilities:
             return segmentation

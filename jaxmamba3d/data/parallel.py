@@ -5,6 +5,7 @@ import concurrent.futures.process
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import types
@@ -63,7 +64,11 @@ def map_cases(
 
 
 def _end_with_parent() -> None:
-    """Lets a worker end as soon as its parent is gone; else it would wait for work for ever."""
+    """Lets a worker end as soon as its parent is gone; else it would wait for work for ever.
+
+    Not before, when a scheduler sends SIGTERM to all processes of a job: the parent decides.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxmamba3d.training.report import DICE, MEAN, METRICS
+from jaxmamba3d.training.report import DICE, MEAN, METRICS, moving_score
 
 BEST_BY = f"{DICE}{MEAN}"
 
@@ -35,9 +35,13 @@ class Epochs:
 
     @property
     def best(self) -> int | None:
-        """The first of the highest mean pseudo-Dice; None where no epoch has any."""
-        scores = {epoch: row.get(BEST_BY, math.nan) for epoch, row in self.rows.items()}
-        scores = {epoch: score for epoch, score in scores.items() if not math.isnan(score)}
+        """The first of the highest moving average of the mean pseudo-Dice; None where no epoch has any."""
+        scores, score = {}, None
+        for epoch in sorted(self.rows):
+            dice = self.rows[epoch].get(BEST_BY, math.nan)
+            score = moving_score(score, dice)
+            if not math.isnan(dice):
+                scores[epoch] = score
         return max(scores, key=scores.__getitem__, default=None)
 
     @property

@@ -21,20 +21,31 @@ def ahead(executor: Executor, function: Callable[[Item], Result], items: Sequenc
 class Backlog:
     """A thread that does what it is given in order; leaving its context waits until all is done.
 
+    What follows a call that failed is not done.
+
     Args:
         length: calls that may wait; whoever gives more waits for the oldest.
     """
 
     def __init__(self, length: int):
         self._thread = ThreadPoolExecutor(1)
-        self._length = length
+        self._length, self._failed = length, False
         self._waiting: collections.deque[Future] = collections.deque()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Appends a call; raises what an earlier one raised."""
-        self._waiting.append(self._thread.submit(function, *arguments))
+        self._waiting.append(self._thread.submit(self._run, function, *arguments))
         while len(self._waiting) > self._length:
             self._waiting.popleft().result()
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            function(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
 
     def __enter__(self) -> "Backlog":
         return self

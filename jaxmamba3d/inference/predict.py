@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,12 +137,14 @@ def predict_cases(
     folds = [predictor.place(variables) for variables in folds]
     with ThreadPoolExecutor(1) as reader, Backlog(EXPORT_BACKLOG) as exporter:
         prepared = ahead(reader, prepare, remaining)
-        bar = tqdm(zip(remaining, prepared, strict=True), "predict", len(remaining), unit="case")
+        windows_shown = process == 0 and sys.stderr.isatty()  # too many lines for the log of a batch job
+        cases_at_work = zip(remaining, prepared, strict=True)
+        bar = tqdm(cases_at_work, "predict", len(remaining), unit="case", disable=process > 0)
         for case, prepared_case in bar:
             image, properties = prepared_case.image, prepared_case.properties
             export = SegmentationExport(
                 properties, plans, configuration, labels=labels, return_probabilities=probabilities
             )
-            for plane in predict_planes(predictor, folds, image, tile_step=tile_step, progress=True):
+            for plane in predict_planes(predictor, folds, image, tile_step=tile_step, progress=windows_shown):
                 exporter.submit(export.add, plane)
             exporter.submit(write, case, properties["geometry"], export)

@@ -37,13 +37,15 @@ class Position:
     Args:
         epoch: finished epochs.
         iterator: the training iterator's `get_state()`.
-        best_score: highest validation score up to now.
+        best_score: highest moving average of validation scores up to now.
+        moving_score: the latest; None before the first epoch is finished.
         so_far: the steps of the epoch that has begun.
     """
 
     epoch: int
     iterator: dict[str, Any]
     best_score: float
+    moving_score: float | None = None
     so_far: EpochProgress = dataclasses.field(default_factory=EpochProgress)
 
 
@@ -103,7 +105,7 @@ class Checkpoints:
         Args:
             state: see `TrainState`.
             position: how far the training has come.
-            is_best: whether the epoch that ends here has the highest validation score up to now.
+            is_best: whether the moving average of validation scores has its highest value up to now.
 
         Raises:
             OSError: the disk is full.
@@ -121,8 +123,16 @@ class Checkpoints:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would say it in pages
             # The latest comes last: a run killed in between does this epoch again, and with it its best.
             if is_best:
-                self._managers["best"].save(step, args=ocp.args.Composite(**parts))
+                self._save_best(step, parts)
             self._managers["latest"].save(step, args=ocp.args.Composite(**parts, optimizer=rest))
+
+    def _save_best(self, step: int, parts: dict[str, ocp.args.CheckpointArgs]) -> None:
+        """Also where a best one of a later step lies there, from before the training was taken up anew."""
+        manager = self._managers["best"]
+        for later in manager.all_steps():
+            if later >= step:
+                manager.delete(later)  # else Orbax would keep it, and not save
+        manager.save(step, args=ocp.args.Composite(**parts))
 
     def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
         """The latest state, laid out and placed as the template, with its position; None if there is none.

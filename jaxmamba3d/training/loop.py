@@ -21,8 +21,8 @@ from jaxmamba3d.training.epoch import EpochProgress, device_memory_gib, train_ep
 from jaxmamba3d.training.interruption import Interruption
 from jaxmamba3d.training.mesh import make_mesh, place_state
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
-from jaxmamba3d.training.processes import is_main_process, main_process_first
-from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
+from jaxmamba3d.training.processes import is_main_process, main_process_first, wait_for_all_processes
+from jaxmamba3d.training.report import EpochMetrics, MetricsLog, moving_score, overlays_of
 from jaxmamba3d.training.steps import init_state
 from jaxmamba3d.training.task import Task
 from jaxmamba3d.wording import duration
@@ -99,8 +99,11 @@ def train_fold(
             train_step = compile_fitting(lower_train_step(net, optimizer, train, task, state, mesh), mesh)
             lowered = lower_validation_step(net, train, task, state.params, mesh)
             validation_step = compile_fitting(lowered, mesh, step="validation step")
+            wait_for_all_processes()  # the first collective gives up after half a minute
+        begun = time.perf_counter()
         while position.epoch < train.epochs:
             so_far = position.so_far
+            seconds_before = so_far.seconds
             state, stopped = train_epoch(
                 state,
                 train_step,
@@ -116,8 +119,8 @@ def train_fold(
             if stopped:
                 checkpoints.save(state, position)
                 raise InterruptedTraining(_words(position))
-            started = time.perf_counter()
             validation = validation_epoch(state, validation_step, validation_batches(), mesh, train)
+            ended = time.perf_counter()
             metrics = EpochMetrics(
                 epoch=position.epoch,
                 learning_rate=float(learning_rate_at(config.optim, train, int(state.step) - 1)),
@@ -126,12 +129,13 @@ def train_fold(
                 validation_loss=validation.loss,
                 skipped_steps=so_far.finite.count(False),
                 pseudo_dice=validation.dice,
-                seconds=so_far.seconds + time.perf_counter() - started,
+                seconds=seconds_before + ended - begun,
                 patches_per_second=len(so_far.losses) * task.batch_size / so_far.seconds,
                 input_wait=so_far.waited / so_far.seconds,
                 memory_gib=device_memory_gib(),
             )
-            score = float(np.nan_to_num(metrics.mean_pseudo_dice))  # no class present: nothing gained
+            begun = ended
+            score = moving_score(position.moving_score, metrics.mean_pseudo_dice)
             is_best = score > position.best_score
             if log is not None:
                 log.append(metrics)
@@ -142,6 +146,7 @@ def train_fold(
                 position,
                 epoch=position.epoch + 1,
                 best_score=max(score, position.best_score),
+                moving_score=score,
                 so_far=EpochProgress(),
             )
             checkpoints.save(state, position, is_best=is_best)

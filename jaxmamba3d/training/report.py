@@ -21,6 +21,7 @@ from jaxmamba3d.training.tensorboard import EventFile
 RESULTS = ("learning_rate", "gradient_norm", "train_loss", "validation_loss", "skipped_steps")
 SPEED = ("seconds", "patches_per_second", "input_wait", "memory_gib")
 PICTURES, PATCHES = 50, 3
+MOMENTUM = 0.9
 METRICS = "metrics.csv"
 DICE, MEAN = "pseudo_dice ", "mean"
 
@@ -36,7 +37,7 @@ class EpochMetrics:
         train_loss, validation_loss: means over the epoch's steps.
         skipped_steps: training steps that were left out, not being finite.
         pseudo_dice: of each foreground class, over the validation patches; NaN where a class is absent.
-        seconds: its duration, validation included.
+        seconds: from the end of the epoch before, with validation, checkpoint and pictures.
         patches_per_second: in training.
         input_wait: share of the training's time in which the next batch was not there yet.
         memory_gib: the most that one device has held since the start; NaN where that is not known (CPUs).
@@ -59,6 +60,19 @@ class EpochMetrics:
         """Mean over the classes present; NaN where none is."""
         present = [dice for dice in self.pseudo_dice if not math.isnan(dice)]
         return sum(present) / len(present) if present else math.nan
+
+
+def moving_score(before: float | None, dice: float) -> float:
+    """By which the best epoch is chosen: 0.9 of the average before and 0.1 of an epoch's mean pseudo-Dice.
+
+    Args:
+        before: None at the first epoch.
+        dice: NaN where no class is present: nothing gained.
+
+    Source: nnU-Net, training/logging/nnunet_logger.py (`ema_fg_dice`).
+    """
+    dice = float(np.nan_to_num(dice))
+    return dice if before is None else MOMENTUM * before + (1 - MOMENTUM) * dice
 
 
 class MetricsLog:

@@ -26,9 +26,16 @@ def test_columns_are_found_by_name(tmp_path):
         "images_a_second",
     )
     assert (epochs.done, epochs.seconds) == (4, 52)
-    assert (epochs.best, epochs.best_score) == (3, 0.5)  # the first of equals, as the best checkpoint
+    assert (epochs.best, epochs.best_score) == (4, 0.5)  # by the moving average, as the best checkpoint
     assert epochs.rows[4]["images_a_second"] == 10
     assert math.isnan(epochs.rows[3]["images_a_second"])
+
+
+def test_one_lucky_epoch_is_not_the_best(tmp_path):
+    dice = (0.8, 0.9, 0.7, 0.86, 0.87, 0.88)
+    rows = "".join(f"{epoch},{value}\n" for epoch, value in enumerate(dice))
+    (tmp_path / "metrics.csv").write_text(f"epoch,pseudo_dice mean\n{rows}")
+    assert read_epochs(tmp_path).best == 6
 
 
 def test_tables_of_little(tmp_path):

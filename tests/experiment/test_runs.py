@@ -170,7 +170,7 @@ def test_a_run_that_lost_a_file_is_mended_by_its_training(finished, tmp_path, na
     path = shutil.copytree(run.folder, tmp_path / "run") / name
     path.unlink()
     with pytest.raises(
-        FileNotFoundError, match=rf"not a run folder \(it has no {name}\); train\.py .* mends"
+        FileNotFoundError, match=rf"not a run folder \(it has no {name}\); train\.py .* restores"
     ):
         open_run(tmp_path / "run")
     start_run(

@@ -57,6 +57,21 @@ def test_errors_reach_whoever_submits_or_leaves():
         backlog.submit(divmod, 1, 0)
 
 
+def test_what_follows_a_failed_call_is_not_done():
+    """As a file that would lack what the call was to add."""
+    done = []
+
+    def fails():
+        with Backlog(5) as backlog:
+            backlog.submit(done.append, "before")
+            backlog.submit(divmod, 1, 0)
+            backlog.submit(done.append, "after")
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert done == ["before"]
+
+
 def test_an_error_of_the_main_thread_comes_first():
     def fails():
         with Backlog(5) as backlog:

@@ -40,6 +40,18 @@ def test_the_best_are_parameters_alone(checkpoints, tmp_path):
     assert (int(restored.step), position) == (5, POSITION)
 
 
+def test_the_best_of_a_training_that_was_taken_up_anew_gives_way(checkpoints, tmp_path):
+    """Though it is of a later step."""
+    checkpoints.save(STATE, POSITION, is_best=True)
+    again = TrainState({"w": jnp.zeros(8)}, STATE.optimizer, jnp.int32(2))
+    shutil.rmtree(tmp_path / "latest")
+    anew = Checkpoints(tmp_path, keep=1, identity={})
+    anew.save(again, POSITION, is_best=True)
+    anew.close()
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
+    np.testing.assert_array_equal(restore_params(tmp_path, STATE.params, "best")["w"], 0)
+
+
 def test_only_the_training_asks_whether_to_stop(checkpoints, monkeypatch):
     """JAX's service takes the latest question for how far a process has come."""
     asked = []
