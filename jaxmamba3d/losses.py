@@ -58,7 +58,7 @@ def segmentation_loss(
     Args:
         logits: outputs [B, X_i, Y_i, Z_i, K], highest resolution first, or that one alone; any float dtype.
         labels: [B, X, Y, Z] int, classes at the highest resolution; negative means background
-            (nnU-Net marks what lies outside the image with -1).
+            (nnU-Net marks what lies outside the image with -1). The loss is NaN if there is none such class.
         batch_dice: Dice of the whole batch as if it were one image, else the mean of each sample's Dice.
         ignore_label: voxels of this label count nowhere.
         regions: label values of each channel, see `region_sums`; None: channels are classes, see
@@ -71,7 +71,7 @@ def segmentation_loss(
         Softmax or sigmoid, logarithm and all sums in float32 whatever the logits' dtype.
 
     Raises:
-        ValueError: shapes that do not fit together, or a negative ignore_label.
+        ValueError: shapes that do not fit together, a single class, or a negative ignore_label.
 
     Source:
         nnU-Net v2, training/loss: DC_and_CE_loss, DC_and_BCE_loss, MemoryEfficientSoftDiceLoss,
@@ -127,8 +127,7 @@ def loss_of_sums(sums: Sequence[LossSums], *, batch_dice: bool) -> jax.Array:
         dice = jnp.mean((part.overlap + smooth) / (part.extent + smooth))
         return part.entropy / jnp.maximum(part.counted, 1) - dice
 
-    # Of several outputs one more has weight 0.
-    weights = deep_supervision_weights(1 if len(sums) == 1 else len(sums) + 1)
+    weights = deep_supervision_weights(len(sums) + 1)  # of an output more, whose weight is 0
     return sum(weight * loss(part) for weight, part in zip(weights, sums, strict=False))
 
 
@@ -176,10 +175,12 @@ def class_sums(
         labels: [B, X, Y, Z] int.
         batch_dice, ignore_label: see `segmentation_loss`.
     """
-    logits = logits.astype(jnp.float32)
-    truth, valid = _one_hot(labels, logits.shape[-1], ignore_label)
+    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
+    check_that(classes >= 2, "logits", "of at least 2 classes (or give regions)", classes)
+    truth, valid = _one_hot(labels, classes, ignore_label)
     normalizer = jax.nn.logsumexp(logits, -1, keepdims=True)
     log_likelihood = jnp.sum(logits, -1, keepdims=True, where=truth) - normalizer
+    log_likelihood = jnp.where(truth.any(-1, keepdims=True), log_likelihood, jnp.nan)
     entropy = -jnp.sum(log_likelihood, where=valid)
     p = jnp.exp(logits - normalizer)
     counted = jnp.sum(valid, dtype=jnp.float32)

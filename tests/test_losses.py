@@ -155,6 +155,13 @@ def test_labels_outside_the_image_are_background():
     assert loss_of(LOGITS, outside, batch_dice=True) == loss_of(LOGITS, labels, batch_dice=True)
 
 
+def test_a_label_that_is_no_class_makes_the_loss_nan():
+    """Without a class a voxel's cross entropy would fall for ever with all logits."""
+    labels = jnp.asarray(LABELS["full"]).at[0, 0, 0, 0].set(LOGITS.shape[-1])
+    assert jnp.isnan(loss_of(LOGITS, labels, batch_dice=True))
+    assert jnp.isfinite(loss_of(LOGITS, labels, batch_dice=True, ignore_label=LOGITS.shape[-1]))
+
+
 def test_smoothing_decides_where_a_class_is_absent():
     """8 voxels of background, foreground probability 1e-6: Dice s / (8e-6 + s) with s = 1e-5."""
     logits = jnp.broadcast_to(jnp.log(jnp.array([1 - 1e-6, 1e-6])), (1, 2, 2, 2, 2))
@@ -167,6 +174,8 @@ def test_wrong_arguments_are_refused():
         segmentation_loss(LOGITS, LABELS["full"][:, 1:], batch_dice=True)
     with pytest.raises(ValueError, match="multiple of the output's shape"):
         segmentation_loss((LOGITS, LOGITS[:, :5], LOGITS), LABELS["full"], batch_dice=True)
+    with pytest.raises(ValueError, match=r"logits must be of at least 2 classes \(or give regions\), got 1"):
+        segmentation_loss(LOGITS[..., :1], LABELS["full"], batch_dice=True)
     with pytest.raises(ValueError, match="ignore_label must be None or at least 0, got -1"):
         segmentation_loss(LOGITS, LABELS["full"], batch_dice=True, ignore_label=-1)
 

@@ -40,7 +40,7 @@ def resample_affine(
     # Numbers are gathered twice as fast on CPUs as rows of one number.
     row = () if channels == 1 else (channels,)
     voxels, labels = jnp.asarray(image).reshape(-1, *row), jnp.asarray(label).reshape(-1)
-    rows, columns = (jnp.arange(n) - (n - 1) / 2 for n in size[1:])
+    planes, rows, columns = (jnp.arange(n, dtype=jnp.float32) - (n - 1) / 2 for n in size)
     in_plane = rows[:, None, None] * matrix[:, 1] + columns[:, None] * matrix[:, 2]
     middle = jnp.array([(n - 1) / 2 for n in shape], jnp.float32)
     sides = ((0,) if within_slices else (0, 1), (0, 1), (0, 1))
@@ -67,7 +67,7 @@ def resample_affine(
             nearest = jnp.where(is_nearest, votes[-1][1], nearest)
         return values.reshape(*size[1:], channels), _majority(votes, nearest)
 
-    return lax.map(plane, jnp.arange(size[0]) - (size[0] - 1) / 2)
+    return lax.map(plane, planes)
 
 
 def _majority(votes: list[tuple[jax.Array, jax.Array]], nearest: jax.Array) -> jax.Array:

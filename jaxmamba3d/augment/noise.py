@@ -34,5 +34,5 @@ def add_noise(volume: jax.Array, key: jax.Array, deviation: jax.Array) -> jax.Ar
         deviation: [], in units of the image.
     """
     # As a row: XLA compiles random bits of several axes for CPUs ten times slower.
-    noise = jax.random.normal(key, (volume.size,)).reshape(volume.shape)
+    noise = jax.random.normal(key, (volume.size,), volume.dtype).reshape(volume.shape)
     return volume + deviation * noise

@@ -113,7 +113,7 @@ def draw(key: jax.Array, channels: int, plan: AugmentationPlan) -> Draw:
     """
     chances, noise = jax.random.split(key)
     sizes = (6, *[channels * NUMBERS_A_CHANNEL] * len(EFFECTS), len(plan.mirror_axes))
-    numbers = jax.random.uniform(chances, (sum(sizes),))
+    numbers = jax.random.uniform(chances, (sum(sizes),), jnp.float32)
     placement, *others, mirroring = jnp.split(numbers, list(itertools.accumulate(sizes))[:-1])
     own = dict(zip(EFFECTS, (part.reshape(channels, NUMBERS_A_CHANNEL) for part in others), strict=True))
     effects = {

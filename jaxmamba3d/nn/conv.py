@@ -6,6 +6,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype
 
+from jaxmamba3d.checks import check_shape
 from jaxmamba3d.nn.initializers import LEAKY_SLOPE, he_normal, he_normal_transposed
 from jaxmamba3d.nn.norm import InstanceNorm
 from jaxmamba3d.ops.conv3d import Triple, average_pool3d, conv3d, upsample3d
@@ -35,6 +36,7 @@ class Conv3D(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        _check_input(x, self.kernel)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         y = conv3d(x, kernel, self.strides)
@@ -63,8 +65,13 @@ class Upsample3D(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        _check_input(x, self.kernel)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         return upsample3d(x, kernel) + bias
+
+
+def _check_input(x: jax.Array, kernel: nnx.Param) -> None:
+    check_shape("x", x, "[B, X, Y, Z, in_features]", (None, None, None, None, kernel.shape[-2]))
 
 
 class ConvNorm(nnx.Module):

@@ -93,7 +93,7 @@ class MultiOrderMambaBlock(nnx.Module):
         return sum(volumes) / len(self.orders)
 
     def _together(self, sequences: list[jax.Array]) -> list[jax.Array]:
-        graph, *_ = nnx.split(self.blocks[0])
+        graph = nnx.graphdef(self.blocks[0])
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(nnx.state, self.blocks))
         # The orders lie inside the batch, so that a sharded batch stays where it is.
         run = jax.vmap(lambda state, tokens: nnx.merge(graph, state)(tokens), in_axes=(0, 1), out_axes=1)

@@ -15,9 +15,9 @@ from jaxmamba3d.ops.causal_conv import causal_conv
 from jaxmamba3d.ops.selective_scan import IMPLEMENTATIONS, selective_scan
 
 
-def _linear(in_features, out_features, use_bias, dtype, param_dtype, rngs):
-    """`nnx.Linear` with PyTorch's default initialisation."""
-    init = uniform_fan_in(in_features)
+def _linear(in_features, out_features, use_bias, dtype, param_dtype, rngs, init=None):
+    """`nnx.Linear` with PyTorch's default initialisation unless another is given."""
+    init = init or uniform_fan_in(in_features)
     return nnx.Linear(
         in_features,
         out_features,
@@ -53,6 +53,8 @@ class Mamba(nnx.Module):
     Raises:
         ValueError: a size is below 1, there is no such implementation, or an input is of another shape.
 
+    Derivatives: in reverse mode alone.
+
     Source: `Mamba` in mamba_ssm/modules/mamba_simple.py, initialisation included.
     """
 
@@ -85,15 +87,7 @@ class Mamba(nnx.Module):
         self.conv_bias = nnx.Param(conv_init(rngs.params(), (inner,), param_dtype))
         self.x_proj = _linear(inner, dt_rank + 2 * d_state, False, dtype, param_dtype, rngs)
         dt_init = uniform(dt_rank**-0.5)
-        self.dt_proj = nnx.Linear(
-            dt_rank,
-            inner,
-            use_bias=False,
-            kernel_init=dt_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        self.dt_proj = _linear(dt_rank, inner, False, dtype, param_dtype, rngs, dt_init)
         # Apart from its projection because the scan adds it, in float32.
         self.dt_bias = nnx.Param(inverse_softplus_of_steps()(rngs.params(), (inner,), param_dtype))
         states = jnp.arange(1, d_state + 1, dtype=jnp.float32)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmamba3d.checks import check_shape
+
 
 class InstanceNorm(nnx.Module):
     """(x - mean) / sqrt(variance + 1e-5) scale + bias, over the voxels of each sample and channel.
@@ -14,10 +16,12 @@ class InstanceNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, zero_init: bool = False):
+        self.features = features
         self.scale = nnx.Param(jnp.full((features,), 0 if zero_init else 1, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        check_shape("x", x, "[B, X, Y, Z, features]", (None, None, None, None, self.features))
         return _normalized(x, self.scale[...], self.bias[...])
 
 

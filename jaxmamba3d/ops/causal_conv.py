@@ -26,7 +26,9 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
     Raises:
         ValueError: a shape or dtype does not fit.
 
-    Derivatives: in reverse mode, once; sums over time are float32 at least.
+    Numerics: products and sums are float32 at least.
+
+    Derivatives: in reverse mode alone.
 
     Source:
         `causal_conv1d` of mamba-ssm, whose weight is [D, 1, W].
@@ -49,12 +51,14 @@ def _shifted(x: jax.Array, width: int, reverse: bool) -> list[jax.Array]:
 
 
 def _weighted(x: jax.Array, weight: jax.Array, reverse: bool):
-    return sum(weight[k].astype(x.dtype) * y for k, y in enumerate(_shifted(x, weight.shape[0], reverse)))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    shifted = _shifted(x, weight.shape[0], reverse)
+    return sum(row.astype(wide) * y.astype(wide) for row, y in zip(weight, shifted, strict=True))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(reverse, x, weight, bias):
-    return bias.astype(x.dtype) + _weighted(x, weight, reverse)
+    return (bias + _weighted(x, weight, reverse)).astype(x.dtype)
 
 
 def _forward(reverse, x, weight, bias):
@@ -67,7 +71,7 @@ def _backward(reverse, saved, g):
     wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
     g_weight = jnp.stack([jnp.sum(wide * y, axis=(0, 1)) for y in _shifted(x, weight.shape[0], reverse)])
     g_bias = jnp.sum(wide, axis=(0, 1)).astype(bias.dtype)
-    return _weighted(g, weight, not reverse), g_weight.astype(weight.dtype), g_bias
+    return _weighted(g, weight, not reverse).astype(x.dtype), g_weight.astype(weight.dtype), g_bias
 
 
 _conv.defvjp(_forward, _backward)

@@ -65,6 +65,13 @@ def test_a_sample_depends_on_key_and_position_alone():
     assert not any(np.array_equal(a, b) for a, b in zip(few[0], other[0], strict=True))
 
 
+def test_where_numbers_are_64_bits_wide_all_is_float32():
+    image, label = body(batch=2)
+    with jax.enable_x64(True):
+        moved = jax.eval_shape(functools.partial(augment, plan=PLAN), jax.random.key(0), image, label)
+    assert [x.dtype for x in moved] == [np.float32, np.int16]
+
+
 def test_eight_devices_give_the_same_bits():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     parts = jax.device_put(body(), NamedSharding(mesh, PartitionSpec("data")))

@@ -1,5 +1,7 @@
 """The layers alone against the authors' PyTorch ones: outputs and all gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,16 @@ from tolerances import assert_close
 
 from jaxmamba3d.nets import load_official_weights, to_official_weights
 from jaxmamba3d.nets.unet3d import TokenMixer
-from jaxmamba3d.nn import BidirectionalMambaBlock, Mamba, MambaBlock, MultiOrderMambaBlock, ResidualBlock
+from jaxmamba3d.nn import (
+    BidirectionalMambaBlock,
+    Conv3D,
+    InstanceNorm,
+    Mamba,
+    MambaBlock,
+    MultiOrderMambaBlock,
+    ResidualBlock,
+    Upsample3D,
+)
 from jaxmamba3d.ops.backend import compile_for
 
 
@@ -101,6 +112,10 @@ def test_axis_orders_can_be_chosen_and_are_checked():
             r"x must have shape \[B, X, Y, Z, in_features\] = .*, got \[1, 8, 8\]",
         ),
         (MultiOrderMambaBlock, (1, 2, 2, 2, 6), r"x must have shape \[B, X, Y, Z, in_features\]"),
+        (functools.partial(Conv3D, out_features=3), (4, 4, 4, 8), r"\[B, X, Y, Z, in_features\] = \[any, "),
+        (functools.partial(Upsample3D, out_features=3, size=(2, 2, 2)), (1, 4, 4, 4, 3), "in_features"),
+        (lambda features, rngs: InstanceNorm(features), (4, 4, 4, 8), r"\[B, X, Y, Z, features\]"),
+        (lambda features, rngs: InstanceNorm(features), (1, 4, 4, 4, 1), r"\[B, X, Y, Z, features\]"),
     ],
 )
 def test_inputs_are_checked(make, shape, message):

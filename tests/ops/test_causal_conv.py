@@ -32,6 +32,17 @@ def test_equals_the_loop(length, reverse):
     assert_close(found, expected, rounding("float32", 4))
 
 
+def test_bfloat16_is_rounded_once():
+    rng = np.random.default_rng(0)
+    draws = (rng.standard_normal(shape) for shape in ((2, 50, 8), (4, 8), (8,)))
+    x, weight, bias = (jnp.asarray(a, jnp.bfloat16) for a in draws)
+    found = causal_conv(x, weight, bias)
+    assert found.dtype == jnp.bfloat16
+    expected = loop(*(np.asarray(a, np.float64) for a in (x, weight, bias)))
+    error = np.abs(np.asarray(found, np.float64) - expected) / np.abs(expected)
+    assert error.max() < 2**-8 * 1.01
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradients_are_those_of_the_loop(reverse, dtype):

@@ -48,6 +48,15 @@ def test_values_and_gradients(implementation, shape, reverse):
     assert_like_reference(arguments, implementation, tolerance, delta_softplus=True, reverse=reverse)
 
 
+@pytest.mark.parametrize("implementation", ["xla_sequential", "xla_associative"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_states_that_hardly_decay_do_not_drift(implementation, reverse):
+    """As products of many decays near 1 do, each of which float32 rounds down."""
+    arguments = random_arguments(1, 5000, 3, 4)
+    arguments |= {"A": arguments["A"] / 20, "delta_bias": arguments["delta_bias"] - 5}
+    assert_like_reference(arguments, implementation, 1e-5, delta_softplus=True, reverse=reverse)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("length", "channels"), [(300, 40), (256, 48), (97, 5)])
 def test_programs_that_work_off_several_chunks_and_tiles(reverse, length, channels):

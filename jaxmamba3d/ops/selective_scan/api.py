@@ -119,7 +119,8 @@ def selective_scan(
         return_last_state: also return the state after the last token (with `reverse`, the first).
         implementation: reference | xla_associative | xla_sequential | pallas_triton | pallas_mosaic_gpu |
             pallas_mosaic_tpu; None takes the first that supports the call: xla_sequential on CPUs, a Pallas
-            kernel on GPUs and TPUs, else xla_associative. On CPUs the kernels run interpreted, for tests.
+            kernel on GPUs and TPUs, else xla_associative. What counts is JAX's default backend; for arrays on
+            another, set `jax.default_device`. On CPUs the kernels run interpreted, for tests.
 
     Returns:
         y [B, L, D] in u's dtype, and with `return_last_state` the state [B, D, N] in float32.

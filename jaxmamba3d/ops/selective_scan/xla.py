@@ -95,10 +95,14 @@ def _from_tile(token: Token) -> Token:
     return Token(u[0], delta[0], B[:, 0], C[:, 0])
 
 
-def _prefix_states(decay, drive, h_in, reverse):
-    """State after each token [T, N, D], from the state before the first."""
-    decays, drives = lax.associative_scan(compose, (decay, drive), reverse=reverse)
-    return decays * h_in + drives
+def _prefix_states(A, delta, drive, h_in, reverse):
+    """State after each token [T, N, D], from the state before the first.
+
+    What is left of that is told by the sum of the steps: products of decays near 1 are all rounded down.
+    """
+    _, drives = lax.associative_scan(compose, (jnp.exp(delta[:, None, :] * A), drive), reverse=reverse)
+    steps = lax.cumsum(delta, axis=0, reverse=reverse)
+    return jnp.exp(steps[:, None, :] * A) * h_in + drives
 
 
 def _shift(x, first, reverse):
@@ -112,9 +116,8 @@ class AssociativeScan:
     @staticmethod
     def outputs(chunk, A, h_in, reverse, keep_states):
         u, delta, B, C = chunk
-        decay = jnp.exp(delta[:, None, :] * A)
         drive = (delta * u)[:, None, :] * B[..., None]
-        h = _prefix_states(decay, drive, h_in, reverse)
+        h = _prefix_states(A, delta, drive, h_in, reverse)
         y = jnp.sum(h * C[..., None], axis=1)
         return h[0 if reverse else -1], y, _shift(h, h_in, reverse) if keep_states else None
 
@@ -124,8 +127,8 @@ class AssociativeScan:
         decay = jnp.exp(delta[:, None, :] * A)
         drive = (delta * u)[:, None, :]
         # The adjoint runs against time; a token's own decay acts on it after it is read, hence the shift.
-        decay_of_next = _shift(decay, jnp.ones_like(g_out), not reverse)
-        g = _prefix_states(decay_of_next, g_y[:, None, :] * C[..., None], g_out, not reverse)
+        delta_of_next = _shift(delta, jnp.zeros_like(delta[0]), not reverse)
+        g = _prefix_states(A, delta_of_next, g_y[:, None, :] * C[..., None], g_out, not reverse)
         g_before = g * decay
         g_exponent = g_before * h_before
         g_drive = jnp.sum(g * B[..., None], axis=1)
