@@ -16,6 +16,10 @@ _HOMES = {
 __all__ = ["NetConfig", "build_net", "load_official_weights", "selective_scan"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     # On first use, so that worker processes that only read files never import jax.
     if name not in _HOMES:

@@ -299,6 +299,10 @@ TRY_AGAIN = 75
 """Exit code of a training that SIGTERM stopped, on which schedulers can restart it: EX_TEMPFAIL."""
 
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C stopped, as shells have it."""
+
+
 def run_command(command) -> None:
     """Runs a command; what its user can fix ends it with one sentence instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
@@ -322,7 +326,8 @@ def run_command(command) -> None:
         logging.getLogger("jaxmamba3d").warning("%s", error)
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes from what is finished")
+        sys.stderr.write("stopped; the same command resumes from what is finished\n")
+        _end_now(INTERRUPTED)  # at its ordinary end Python would crash into a compilation that goes on
     except Exception:
         _end_at_once(traceback.format_exc())
         raise
@@ -340,9 +345,13 @@ def _end_at_once(message: str) -> None:
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         sys.stderr.write(message)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        _end_now(1)
+
+
+def _end_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:

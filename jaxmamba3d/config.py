@@ -343,7 +343,7 @@ class ExperimentConfig:
 
 def to_json(config: Any) -> str:
     """Any of these dataclasses as JSON text."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
 def read_json(cls: type[T], path: str | Path) -> T:

@@ -30,7 +30,8 @@ def load_config(argument: str | Path) -> ExperimentConfig:
         with _importing_from(path.parent.resolve()):
             config = _run(path, words)
     except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((frame for frame in reversed(frames) if Path(frame.filename) == path), frames[-1])
         where = f"{place.filename}, line {place.lineno}"
         raise ValueError(
             f"{path} must be a config file, got {type(error).__name__}: {error} ({where})"

@@ -127,7 +127,7 @@ def _size_and_time(path: Path) -> tuple[int | None, int | None]:
 def unwritten(path: str | Path, error: OSError) -> OSError:
     """The error to raise in place of another one that came up while a path was written."""
     reason = error.strerror or str(error)
-    advice = "make room and start again" if error.errno in DISK_FULL else "start again"
+    advice = "make room and start again" if error.errno in (None, errno.EFBIG, *DISK_FULL) else "start again"
     return OSError(f"{path} could not be written: {reason}; {advice}, what is whole is kept")
 
 

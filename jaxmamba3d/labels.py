@@ -50,6 +50,8 @@ class Labels:
             wanted = "such that `ignore` is one value, the highest, as in nnU-Net"
             highest = self.entries[IGNORE] == (len(self.values),)
             check_that(highest, "labels", wanted, _plain(self.entries))
+        for name, values in self.structures.items():
+            check_that(0 not in values, f"labels: {name}", "without the background, 0", list(values))
         if self.has_regions:
             wanted = f"one value for each of the {len(self.structures)} regions {list(self.structures)}"
             order = self.regions_class_order

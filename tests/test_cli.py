@@ -195,6 +195,13 @@ def test_configs_of_two_folders_import_their_own_siblings(tmp_path):
     assert outputs == ["a", "b"]
 
 
+def test_the_package_is_a_program(tmp_path):
+    command = [sys.executable, "-m", "jaxmamba3d", "plan", "nowhere", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {ROOT / 'nowhere'}: no such dataset folder\n"
+
+
 def test_help_of_train_needs_no_config(command):
     message, printed = command("train", "--help")
     assert message is None

@@ -79,3 +79,31 @@ def test_who_only_asks_keeps_nobody_out(tmp_path):
     finally:
         done.set()
         asking.join()
+
+
+def test_who_may_wait_waits(tmp_path):
+    order, waiting = [], threading.Event()
+
+    def second():
+        with folder_lock(tmp_path, waiting.set):
+            order.append("second")
+
+    with folder_lock(tmp_path, pytest.fail):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waiting.wait(10)
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_what_failed_leaves_nothing(tmp_path):
+    def fails():
+        with replacing(tmp_path / "a.txt") as unfinished:
+            unfinished.touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert list(tmp_path.iterdir()) == []

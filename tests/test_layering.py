@@ -29,6 +29,7 @@ LAYERS = {
     "run": 5,
     "experiment": 6,
     "cli": 7,
+    "__main__": 8,
 }
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 STANDARD_LIBRARY_ONLY = {"config", "config_file", "checks", "labels", "files", "machine", "wording"}

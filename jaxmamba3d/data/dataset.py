@@ -133,6 +133,9 @@ def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
     """
     folder = Path(folder)
     files = nifti_files(folder)
+    others = sorted(path.name for path in folder.iterdir() if path.is_file() and not is_nifti(path))
+    if others := [name for name in others if name[0] != "."]:
+        logger.warning("left out of %s, not being NIfTI: %s", folder, ", ".join(others))
     names = by_stem(files, folder)
     if not any(name.endswith("_0000") for name in names):
         return tuple(Case(name, (path,)) for name, path in names.items())

@@ -13,6 +13,7 @@ from jaxmamba3d.data.nifti import (
     Volume,
     contradiction,
     misplacement,
+    orientation,
     read_geometries,
     read_label,
     read_volume,
@@ -110,12 +111,18 @@ def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> In
 
 
 def warn_of_contradictions(cases: Sequence[Case]) -> None:
-    """Says in one warning whose headers contradict themselves; a header that cannot be read is not asked."""
-    found = {}
+    """Warns of headers that contradict themselves or each other's orientation; one that cannot be read is not
+    asked."""
+    found, orientations = {}, {}
     for case in cases:
         with contextlib.suppress(ValueError, FileNotFoundError):
-            if what := contradiction(read_geometries(case.images)[0]):
+            geometry, _ = read_geometries(case.images)
+            orientations.setdefault(orientation(geometry), []).append(case.name)
+            if what := contradiction(geometry):
                 found[case.name] = what
+    if len(orientations) > 1:
+        each = (f"{len(names)} as {code} ({names[0]}, ...)" for code, names in sorted(orientations.items()))
+        logger.warning("cases are stored in several orientations, which the net sees: %s", ", ".join(each))
     if found:
         (first, what), others = next(iter(found.items())), len(found) - 1
         more = f" and {others} others" if others else ""

@@ -128,6 +128,11 @@ def misplacement(found: Geometry, expected: Geometry) -> float:
     return farthest if farthest > POSITION_TOLERANCE * min(expected["zooms"]) else 0.0
 
 
+def orientation(geometry: Geometry) -> str:
+    """Towards which side of the body each array axis of the file goes, such as RAS or LPS."""
+    return "".join(map(str, nibabel.aff2axcodes(np.array(geometry["affine"]))))
+
+
 def contradiction(geometry: Geometry) -> str | None:
     """What an affine says against the spacing, which counts, or against right angles; None if nothing."""
     axes = np.array(geometry["affine"])[:3, :3]

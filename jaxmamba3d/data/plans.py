@@ -9,7 +9,8 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.files import load_json, write_json
 
 Triple = tuple[int, int, int]
-RESAMPLING = {"order": 3, "order_z": 0, "force_separate_z": None}
+READERS = ("SimpleITKIO", "NibabelIO")
+"""Which read arrays as they are stored."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Plans:
         transpose_forward: array axes of the raw data, in the order that the configurations use.
         transpose_backward: the inverse permutation.
         original_median_spacing, original_median_shape: of the raw cases, transposed.
-        configurations: by name, such as 3d_fullres; nnU-Net's 2d ones are left out.
+        configurations: by name, such as 3d_fullres; nnU-Net's 2d ones and cascades are left out.
         intensity_properties: statistics of foreground intensities by channel number.
     """
 
@@ -70,11 +71,13 @@ def load_plans(path: str | Path) -> Plans:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no plans file; what is missing is named.
+        ValueError: the file is no plans file (what is missing is named), or images are read or resampled
+            otherwise than by nnU-Net's default.
     """
     content = load_json(path, "nnU-Net's plans")
     try:
         check_that(isinstance(content, dict), "the file", "an object", type(content).__name__)
+        check_choice("image_reader_writer", content.get("image_reader_writer", READERS[0]), READERS)
         resolved = {name: _inherit(content["configurations"], name) for name in content["configurations"]}
         return Plans(
             dataset_name=content["dataset_name"],
@@ -85,7 +88,7 @@ def load_plans(path: str | Path) -> Plans:
             configurations={
                 name: _configuration(entry)
                 for name, entry in resolved.items()
-                if len(entry["patch_size"]) == 3
+                if len(entry["patch_size"]) == 3 and not entry.get("previous_stage")
             },
             intensity_properties=content["foreground_intensity_properties_per_channel"],
         )
@@ -124,7 +127,19 @@ def _inherit(configurations: dict[str, Any], name: str, heirs: tuple[str, ...] =
     return _inherit(configurations, entry["inherits_from"], (*heirs, name)) | entry
 
 
+def _resampling() -> dict[str, Any]:
+    """nnU-Net's default, as plans have it."""
+    resampling = {}
+    for target, order, is_seg in (("data", 3, False), ("seg", 1, True), ("probabilities", 1, False)):
+        resampling[f"resampling_fn_{target}"] = "resample_data_or_seg_to_shape"
+        settings = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
+        resampling[f"resampling_fn_{target}_kwargs"] = settings
+    return resampling
+
+
 def _configuration(entry: dict[str, Any]) -> Configuration:
+    for key, default in _resampling().items():
+        check_that(entry.get(key, default) == default, key, f"nnU-Net's default {default}", entry.get(key))
     if "architecture" in entry:
         net = entry["architecture"]["arch_kwargs"]
         features, kernels, strides = net["features_per_stage"], net["kernel_sizes"], net["strides"]
@@ -153,10 +168,6 @@ def _configuration(entry: dict[str, Any]) -> Configuration:
 
 
 def _configuration_json(name: str, configuration: Configuration) -> dict[str, Any]:
-    resampling = {}
-    for target, order, is_seg in (("data", 3, False), ("seg", 1, True), ("probabilities", 1, False)):
-        resampling[f"resampling_fn_{target}"] = "resample_data_or_seg_to_shape"
-        resampling[f"resampling_fn_{target}_kwargs"] = {"is_seg": is_seg} | RESAMPLING | {"order": order}
     fields = dataclasses.asdict(configuration)
     shared = (
         "batch_size",
@@ -187,7 +198,7 @@ def _configuration_json(name: str, configuration: Configuration) -> dict[str, An
         "preprocessor_name": "DefaultPreprocessor",
         "median_image_size_in_voxels": configuration.median_image_size,
         **{key: fields[key] for key in shared},
-        **resampling,
+        **_resampling(),
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
             "arch_kwargs": architecture,

@@ -8,7 +8,7 @@ import numpy as np
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data import read_label, read_volume
 from jaxmamba3d.data.cases import ENDINGS
-from jaxmamba3d.data.nifti import Volume
+from jaxmamba3d.data.nifti import Volume, misplacement
 from jaxmamba3d.evaluation.error_maps import ComparisonCase
 from jaxmamba3d.evaluation.scored_models import ScoredModel
 
@@ -49,7 +49,7 @@ def read_comparison_cases(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file cannot be read, has another shape than its image, or an unknown case is named.
+        ValueError: a file cannot be read, has another shape or place than its image, or a case is unknown.
     """
     wanted = f"one folder for each of the {len(models)} models"
     check_that(len(predictions) in (0, len(models)), "predictions", wanted, [str(p) for p in predictions])
@@ -63,9 +63,10 @@ def read_comparison_cases(
     found = []
     for case in cases:
         volume = _read_channel(Path(images), case, channel)
-        truth, _ = read_label(_file_of(case, [Path(labels)]))
+        truth = _read_segmentation(_file_of(case, [Path(labels)]), volume)
         segmentations = {
-            name: read_label(_file_of(case, folders, ADVICE))[0] for name, folders in places.items()
+            name: _read_segmentation(_file_of(case, folders, ADVICE), volume)
+            for name, folders in places.items()
         }
         try:
             shown = ComparisonCase(
@@ -92,6 +93,13 @@ def _read_channel(images: Path, case: str, channel: int) -> Volume:
         volume = read_volume(_file_of(case, [images], f", nor {name}{ENDINGS[0]}"))
         check_that(channel < len(volume.array), f"channel of {case}", f"below {len(volume.array)}", channel)
         return volume
+
+
+def _read_segmentation(path: Path, image: Volume) -> np.ndarray:
+    labels, geometry = read_label(path)
+    if geometry["shape"] == image.geometry["shape"] and (distance := misplacement(geometry, image.geometry)):
+        raise ValueError(f"{path} must lie where the image does, got voxels up to {distance:.3g} mm apart")
+    return labels
 
 
 def _file_of(case: str, folders: Sequence[Path], advice: str = "") -> Path:

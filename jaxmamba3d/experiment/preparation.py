@@ -1,5 +1,6 @@
 """The data of an experiment, checked, planned and preprocessed."""
 
+import logging
 from pathlib import Path
 
 from jaxmamba3d.checks import check_that
@@ -8,6 +9,8 @@ from jaxmamba3d.data import Workspace, plan_workspace, write_phantom_dataset
 from jaxmamba3d.experiment.early_checks import check_early
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.training import check_path, make_optimizer
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(config: ExperimentConfig) -> Workspace:
@@ -18,6 +21,7 @@ def prepare(config: ExperimentConfig) -> Workspace:
     make_optimizer(config.optim, config.train)  # refuses schedules that do not fit the training
     check_that(bool(data.dataset), "data.dataset", "the folder of the dataset", "nothing")
     if data.phantoms is not None and not Path(data.dataset).exists():
+        logger.info("%s does not exist: made-up cases (phantoms) are written there", data.dataset)
         write_phantom_dataset(data.dataset, data.phantoms)
     if data.source is not None and not Path(data.dataset).is_dir():
         advice = f"name it with --data.dataset, or get it from {data.source}"

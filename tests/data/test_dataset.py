@@ -180,6 +180,12 @@ class TestImagesAlone:
         with pytest.raises(FileNotFoundError, match="nowhere: no such folder of images"):
             find_images(tmp_path / "nowhere", 1)
 
+    def test_files_of_other_formats_are_said(self, tmp_path, caplog):
+        for name in ("a.nii.gz", "b.mha", ".hidden"):
+            (tmp_path / name).touch()
+        assert [case.name for case in find_images(tmp_path, 1)] == ["a"]
+        assert caplog.text.rstrip().endswith(f"left out of {tmp_path}, not being NIfTI: b.mha")
+
     def test_half_numbered_files(self, tmp_path):
         folder = write_nnunet(tmp_path / "data", cases=2) / "imagesTr"
         (folder / "case_0_0000.nii.gz").rename(folder / "other.nii.gz")

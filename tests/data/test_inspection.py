@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti, write_nnunet
 
+from jaxmamba3d.data.cases import Case
 from jaxmamba3d.data.dataset import find_images, read_dataset
-from jaxmamba3d.data.inspection import check_dataset, check_images
+from jaxmamba3d.data.inspection import check_dataset, check_images, warn_of_contradictions
 
 
 def message_of(folder) -> list[str]:
@@ -161,3 +162,16 @@ def test_another_number_of_channels_than_the_net_takes(tmp_path):
     cases = find_images(write_decathlon(tmp_path / "data", cases=1, channels=3) / "imagesTr", 2)
     with pytest.raises(ValueError, match=r"case_0: .*case_0\.nii\.gz must be of 2 channels, got 3"):
         check_images(cases, 2)
+
+
+def test_images_of_several_orientations_are_warned_of(tmp_path, caplog):
+    """For the net sees arrays as they are stored."""
+    cases = []
+    for name, signs in (("a", (1, 1, 1)), ("b", (-1, -1, 1)), ("c", (1, 1, 1))):
+        path = write_nifti(tmp_path / f"{name}.nii.gz", np.zeros((4, 4, 4), np.int16), np.diag([*signs, 1.0]))
+        cases.append(Case(name, (path,)))
+    warn_of_contradictions(cases[::2])
+    assert caplog.text == ""
+    warn_of_contradictions(cases)
+    said = "stored in several orientations, which the net sees: 1 as LPS (b, ...), 2 as RAS (a, ...)"
+    assert said in caplog.text

@@ -390,3 +390,17 @@ class TestChannels:
         second = save(tmp_path / "b.nii.gz", np.stack([VALUES] * 3, -1))
         with pytest.raises(ValueError, match=rf"{second} must be 3D .* got shape \(4, 5, 6, 3\)"):
             read_volume([first, second])
+
+
+def test_a_whole_gzip_file_of_too_few_voxels(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4)), tmp_path / "a.nii")
+    content = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content[:-100]))
+    with pytest.raises(ValueError, match="must be a whole NIfTI file"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.complex64), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(ValueError, match="must hold real numbers"):
+        read_volume(tmp_path / "a.nii")

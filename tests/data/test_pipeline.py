@@ -177,3 +177,38 @@ def test_jax_takes_batches_without_a_copy_on_cpus(cases):
         for name in ("image", "label"):
             assert batch[name].ctypes.data % 64 == 0
             assert batch[name].flags.c_contiguous
+
+
+def test_streams_of_neighbouring_seeds_share_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    write_case(
+        tmp_path / "a",
+        image=rng.normal(size=(20, 20, 20, 1)).astype(np.float32),
+        label=np.zeros((20, 20, 20), np.int16),
+        centres=Centres(()),
+        properties={},
+        identity=[],
+    )
+
+    def patches(seed):
+        (batch,) = itertools.islice(
+            training_batches(tmp_path, ["a"], patch_size=(4, 4, 4), batch_size=8, seed=seed), 1
+        )
+        return {image.tobytes() for image in batch["image"]}
+
+    assert not patches(5) & patches(6)
+
+
+def test_unforced_patches_too_are_centred_on_what_is_annotated(tmp_path):
+    label = np.full((21, 21, 21), 2, np.int16)
+    label[10, 10, 10] = 0
+    write_case(
+        tmp_path / "a",
+        image=np.zeros((21, 21, 21, 1), np.float32),
+        label=label,
+        centres=Centres((), np.array([[10, 10, 10]], np.int32)),
+        properties={},
+        identity=[],
+    )
+    batches = training_batches(tmp_path, ["a"], patch_size=(3, 3, 3), batch_size=4, foreground_fraction=0.25)
+    assert ((next(batches)["label"] == 0).sum(axis=(1, 2, 3)) == 1).all()

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from golden_data import GOLDEN
@@ -11,7 +13,7 @@ from real_data import AUTHORS
 from small_datasets import change_json
 
 from jaxmamba3d.data.cases import Case, Dataset
-from jaxmamba3d.data.fingerprint import compute_fingerprint, load_fingerprint, save_fingerprint
+from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.labels import Labels
@@ -112,6 +114,30 @@ class TestBadFiles:
         with pytest.raises(ValueError, match="got a file without 'transpose_forward'"):
             load_plans(path)
 
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("resampling_fn_data", "resample_torch_fornnunet"),
+            (
+                "resampling_fn_seg_kwargs",
+                {"is_seg": True, "order": 0, "order_z": 0, "force_separate_z": None},
+            ),
+        ],
+    )
+    def test_another_resampling_is_refused(self, path, key, value):
+        content = json.loads(path.read_text())
+        content["configurations"]["3d_fullres"][key] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"{key} must be nnU-Net's default .*, got "):
+            load_plans(path)
+
+    def test_another_reader_is_refused(self, path):
+        change_json(path, image_reader_writer="NibabelIOWithReorient")
+        with pytest.raises(
+            ValueError, match="image_reader_writer must be one of SimpleITKIO, NibabelIO, got"
+        ):
+            load_plans(path)
+
     def test_inheritance_in_a_circle(self, path):
         circle = {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
         change_json(path, configurations=circle)
@@ -128,6 +154,11 @@ def test_inherited_settings(tmp_path):
     assert configurations["small"] == dataclasses.replace(configurations["3d_fullres"], batch_size=3)
 
 
+def test_cascades_are_left_out():
+    plans = load_plans(AUTHORS / "Dataset090_SynapseAbdomen" / "nnUNetPlans.json")
+    assert set(plans.configurations) == {"3d_lowres", "3d_fullres"}
+
+
 def test_more_memory_gives_larger_patches_or_batches():
     fingerprint = load_fingerprint(recorded("ct/dataset_fingerprint.json"))
     cases = tuple(Case(str(n), ()) for n in range(50))
@@ -137,3 +168,58 @@ def test_more_memory_gives_larger_patches_or_batches():
         full = plans.configurations["3d_fullres"]
         sizes.append(np.prod(full.patch_size) * full.batch_size)
     assert sizes[0] < sizes[1] <= sizes[2]
+
+
+def planned(shape, spacing, channels=("CT",), kept=1.0):
+    labels = Labels({"background": (0,), "a": (1,), "b": (2,)})
+    cases = tuple(Case(str(n), ()) for n in range(3))
+    fingerprint = Fingerprint((spacing,) * 3, (shape,) * 3, {}, kept)
+    return plan_dataset(Dataset("x", Path(), channels, labels, cases), fingerprint=fingerprint).configurations
+
+
+def test_a_low_resolution_is_added_where_a_patch_covers_little():
+    """Numbers of nnU-Net 2.8.1's ExperimentPlanner for the same fingerprint."""
+    found = planned((150, 512, 512), (3.0, 0.76, 0.76))
+    low, full = found["3d_lowres"], found["3d_fullres"]
+    assert (full.batch_dice, low.batch_dice) == (True, False)
+    assert full.patch_size == (56, 192, 192)
+    assert low.spacing == (3.0, 1.5449235209099075, 1.5449235209099075)
+    assert low.patch_size == (96, 160, 160)
+    assert low.median_image_size == (150, 252, 252)
+    assert low.batch_size == 2
+    assert set(planned((64, 64, 64), (1.0, 1.0, 1.0))) == {"3d_fullres"}
+
+
+def test_channels_are_normalised_by_their_names_and_only_z_scores_inside_the_body():
+    (full,) = planned(
+        (64, 64, 64), (1.0, 1.0, 1.0), ("rescale_to_0_1", "rgb_to_0_1", "CT", "T1", "noNorm"), 0.7
+    ).values()
+    assert full.normalization_schemes == (
+        "RescaleTo01Normalization",
+        "RGBTo01Normalization",
+        "CTNormalization",
+        "ZScoreNormalization",
+        "NoNormalization",
+    )
+    assert full.use_mask_for_norm == (False, False, False, True, False)
+
+
+def test_fingerprint_of_cropped_cases_of_two_channels(tmp_path):
+    label = np.zeros((10, 8, 6), np.uint8)
+    label[4:6, 3:5, 2:4] = 1
+    images = []
+    for channel, value in enumerate((5, 50)):
+        image = np.zeros(label.shape, np.float32)
+        image[2:9, 2:6, 1:5] = value
+        image[label > 0] = 2 * value
+        images.append(tmp_path / f"c_{channel:04d}.nii.gz")
+        nibabel.Nifti1Image(image, np.eye(4)).to_filename(images[-1])
+    nibabel.Nifti1Image(label, np.eye(4)).to_filename(tmp_path / "l.nii.gz")
+    case = Case("c", tuple(images), tmp_path / "l.nii.gz")
+    found = compute_fingerprint(
+        Dataset("x", tmp_path, ("MRI", "MRI"), Labels({"background": (0,), "a": (1,)}), (case,)), processes=1
+    )
+    assert found.shapes_after_crop == ((4, 4, 7),)
+    assert found.median_relative_size_after_cropping == pytest.approx(4 * 4 * 7 / 480)
+    means = [found.foreground_intensity_properties_per_channel[c]["mean"] for c in "01"]
+    assert means == [10, 100]

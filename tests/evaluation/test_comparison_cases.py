@@ -71,3 +71,12 @@ def test_cases_are_read_from_their_folders(models, tmp_path):
         read_comparison_cases(models, ["c9"], *folders)
     with pytest.raises(ValueError, match="predictions must be one folder for each of the 2 models"):
         read_comparison_cases(models, ["c3"], *folders, predictions=[tmp_path])
+
+
+def test_segmentations_that_lie_elsewhere_are_refused(models, tmp_path):
+    """Though they are of the image's shape."""
+    write_nifti(tmp_path / "b" / "c3.nii.gz", square((8, 16)).T, np.diag([-1.0, 1.5, 2.0, 1.0]))
+    with pytest.raises(
+        ValueError, match=r"b/c3\.nii\.gz must lie where the image does, got voxels up to \d+"
+    ):
+        read_comparison_cases(models, ["c3"], tmp_path / "images", tmp_path / "labels")

@@ -323,3 +323,29 @@ def test_empty_and_missing_folders(tmp_path):
 def test_evaluation_does_not_need_jax():
     code = "import sys, jaxmamba3d.evaluation; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("spacing", [(0.8, 0.8, 3.0), (1.0, 2.0, 2.0)])
+def test_voxel_distances_of_slices_and_volumes_in_ml(tmp_path, spacing):
+    masks = {}
+    for folder, x, z in (("labels", 0, 0), ("predictions", 5, 3)):
+        mask = np.zeros((12, 10, 9), np.uint8)
+        mask[x : x + 6, 1:7, z : z + 5] = 1
+        masks[folder] = mask > 0
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(mask, np.diag([*spacing, 1])), tmp_path / folder / "a.nii.gz")
+    found = evaluate_folders(
+        tmp_path / "predictions",
+        tmp_path / "labels",
+        tmp_path / "scores",
+        protocol=Protocol("one", {"x": (1,)}),
+        progress=False,
+    )
+    (score,) = found.scores
+    ours, theirs = masks["predictions"], masks["labels"]
+    assert score.hd95_voxels == pytest.approx(hausdorff95(ours, theirs))
+    assert score.hd95_mm == pytest.approx(hausdorff95(ours, theirs, spacing), rel=1e-6)
+    ml = math.prod(spacing) / 1000
+    assert (score.reference_ml, score.prediction_ml) == pytest.approx(
+        (theirs.sum() * ml, ours.sum() * ml), rel=1e-6
+    )

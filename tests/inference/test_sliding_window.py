@@ -17,6 +17,7 @@ from tolerances import assert_close, rounding
 from jaxmamba3d.inference.sliding_window import (
     gaussian_weights,
     make_window_predictor,
+    predict_planes,
     predict_volume,
     window_positions,
 )
@@ -192,3 +193,16 @@ def test_errors_name_the_argument():
         window_positions((8, 8, 8), PATCH, 0)
     with pytest.raises(ValueError, match="image_size must be at least the window's"):
         window_positions((3, 8, 8), PATCH, 0.5)
+
+
+def test_folds_are_averaged():
+    def net(variables, windows):
+        return windows[..., :1] * variables
+
+    predictor = make_window_predictor(net, (4, 4, 4), 3, mirror_axes=())
+    image = np.random.default_rng(0).normal(size=(5, 4, 6, 1)).astype(np.float32)
+    folds = [np.float32([1, 2, 3]), np.float32([3, 0, -9])]
+    found = np.stack([*predict_planes(predictor, folds, image)])
+    np.testing.assert_allclose(
+        found, np.mean([predict_volume(predictor, f, image) for f in folds], 0), rtol=1e-5, atol=1e-6
+    )

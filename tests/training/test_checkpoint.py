@@ -182,3 +182,14 @@ def test_other_errors_stay_as_they_are(checkpoints, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     with pytest.raises(ValueError, match=r"^something else$"):
         checkpoints.save(STATE, POSITION)
+
+
+def test_the_latest_checkpoint_is_the_highest_number_and_one_best_is_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, identity={})
+    for step in (9, 10):
+        state = TrainState({"w": jnp.arange(8.0)}, {"m": jnp.ones(8)}, jnp.int32(step))
+        checkpoints.save(state, Position(epoch=step, iterator={}, best_score=0.5), is_best=True)
+    restored, position = checkpoints.restore(state)
+    checkpoints.close()
+    assert (int(restored.step), position.epoch) == (10, 10)
+    assert [p.name for p in (tmp_path / "best").iterdir()] == ["10"]

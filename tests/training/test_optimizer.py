@@ -100,3 +100,12 @@ def test_clipping_and_coupled_decay():
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"], [-0.5 * (6 * 0.2 + 0.3)], rtol=1e-5)
     np.testing.assert_allclose(updates["b"], [-0.5 * (8 * 0.2 - 0.4)], rtol=1e-5)
+
+
+def test_a_cosine_by_step_has_its_period_in_epochs():
+    by_step, by_epoch = OptimConfig(schedule_unit="step"), OptimConfig()
+    train = TrainConfig(epochs=300, steps_per_epoch=7)
+    for epoch in (0, 30, 100, 150):
+        assert float(learning_rate_at(by_step, train, 7 * epoch)) == pytest.approx(
+            float(learning_rate_at(by_epoch, train, 7 * epoch)), rel=1e-5
+        )

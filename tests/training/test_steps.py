@@ -217,3 +217,31 @@ def test_bfloat16_nets_train(on_one_device):
     _, exact, _ = on_one_device[False]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     assert_close(losses, exact, 0.05)
+
+
+def test_each_step_and_each_seed_augments_otherwise():
+    """The loss of the same batch before any parameter moves."""
+    net = build_net(
+        NetConfig("resunet", 1, 2, (2, 4), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,)),
+        rngs=nnx.Rngs(0),
+    )
+    optimizer = make_optimizer(OptimConfig(), TrainConfig())
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.normal(size=(2, 4, 4, 4, 1)).astype(np.float32),
+        "label": rng.integers(0, 2, (2, 4, 4, 4)).astype(np.int16),
+    }
+    plan = AugmentationPlan((4, 4, 4), rotate_and_scale=False, mirror_axes=(), vary_intensities=True)
+    labels = Labels({"background": (0,), "a": (1,)})
+
+    def losses(seed):
+        step = make_train_step(net, optimizer, labels=labels, batch_dice=False, augmentation=plan, seed=seed)
+        state = jax.tree.map(jnp.copy, init_state(net, optimizer))
+        return [
+            float(step(jax.tree.map(jnp.copy, state._replace(step=jnp.int32(n))), batch)[1]["loss"])
+            for n in range(8)
+        ]
+
+    first, other = losses(0), losses(1)
+    assert len(set(first)) > 2
+    assert first != other
