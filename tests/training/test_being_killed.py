@@ -80,7 +80,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(folder, unbroken):
     assert 1 <= len(rows) < 3
     code, output = Program(config, devices=2).finish()
     assert code == 0, output
-    assert "going on after" in output
+    assert "resuming after" in output
     assert_same(run, unbroken)
 
 
