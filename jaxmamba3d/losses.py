@@ -58,7 +58,7 @@ def segmentation_loss(
     Args:
         logits: outputs [B, X_i, Y_i, Z_i, K], highest resolution first, or that one alone; any float dtype.
         labels: [B, X, Y, Z] int, classes at the highest resolution; negative means background
-            (nnU-Net marks what lies outside the image with -1). The loss is NaN if there is none such class.
+            (nnU-Net marks what lies outside the image with -1). Any other value makes the loss NaN.
         batch_dice: Dice of the whole batch as if it were one image, else the mean of each sample's Dice.
         ignore_label: voxels of this label count nowhere.
         regions: label values of each channel, see `region_sums`; None: channels are classes, see

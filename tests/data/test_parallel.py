@@ -21,6 +21,11 @@ def process_of(number: int) -> int:
     return os.getpid()
 
 
+def terminate(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return number
+
+
 def die(number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -45,6 +50,11 @@ def test_more_processes_are_others():
 def test_errors_reach_the_caller(processes):
     with pytest.raises(ValueError, match="seven is bad"):
         map_cases(square, [1, 7, 2], processes=processes, description="square")
+
+
+def test_workers_outlive_the_sigterm_of_a_scheduler():
+    """Which all processes of a job get: the parent decides what ends."""
+    assert map_cases(terminate, [1, 2, 3], processes=2, description="terminate") == [1, 2, 3]
 
 
 def test_a_killed_worker_is_explained():
