@@ -9,11 +9,12 @@ import importlib
 
 _HOMES = {
     "selective_scan": "jaxmamba3d.ops.selective_scan",
+    "Segmenter": "jaxmamba3d.experiment",
     "NetConfig": "jaxmamba3d.config",
     "build_net": "jaxmamba3d.nets",
     "load_official_weights": "jaxmamba3d.nets",
 }
-__all__ = ["NetConfig", "build_net", "load_official_weights", "selective_scan"]
+__all__ = ["NetConfig", "Segmenter", "build_net", "load_official_weights", "selective_scan"]
 
 
 def __dir__() -> list[str]:

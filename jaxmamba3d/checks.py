@@ -1,6 +1,7 @@
 """Checks of values and shapes; a failure is a ValueError that names argument, wanted and find."""
 
 import math
+import numbers
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -26,6 +27,12 @@ def check_positive(argument: str, value: float) -> None:
     """Raises ValueError unless value > 0, and finite."""
     check_that(value > 0, argument, "greater than 0", value)
     check_that(value < math.inf, argument, "finite", value)
+
+
+def check_count(argument: str, value: int) -> None:
+    """Raises ValueError unless value is a whole number above 0."""
+    check_positive(argument, value)
+    check_that(isinstance(value, numbers.Integral), argument, "a whole number", repr(value))
 
 
 def check_choice(argument: str, value: Any, choices: Collection[Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 
 from jaxmamba3d.checks import MEMORY_ADVICE, InterruptedTraining, UnsupportedError, check_choice, check_that
-from jaxmamba3d.config import DataConfig, ExperimentConfig, NetName, NetOptions
+from jaxmamba3d.config import ExperimentConfig, NetName
 from jaxmamba3d.config_file import load_config
 
 Positional = tyro.conf.Positional
@@ -209,11 +209,11 @@ def import_weights(
     file: Positional[Path],
     /,
     output: Path,
-    plans: Path,
-    dataset_json: Path,
     net: NetName = "segmamba",
-    configuration: str = "3d_fullres",
-    fold: int = 0,
+    plans: Path | None = None,
+    dataset_json: Path | None = None,
+    configuration: str | None = None,
+    fold: int | None = None,
     splits: Path | None = None,
 ) -> None:
     """Make a run folder, ready to predict, of a network trained with the authors' PyTorch code.
@@ -221,29 +221,25 @@ def import_weights(
     Args:
         file: its checkpoint: a .pth of PyTorch, or the state_dict as .safetensors or .npz.
         output: run folder to make.
-        plans: the nnUNetPlans.json it was trained with.
-        dataset_json: the dataset.json of its data.
         net: which network it is.
-        configuration: which of the plans' configurations.
-        fold: its number in the run; several folds may be imported into one run.
+        plans: the nnUNetPlans.json it was trained with; default: what the checkpoint holds.
+        dataset_json: the dataset.json of its data; default: what the checkpoint holds.
+        configuration: which of the plans' configurations; default: the checkpoint's, or 3d_fullres.
+        fold: its number in the run; several folds may be imported into one run; default: the checkpoint's, or
+            0.
         splits: the splits_final.json it was trained on, by which `predict` tells a dataset's test cases.
     """
-    from jaxmamba3d import run as runs
-    from jaxmamba3d.data import load_plans, load_splits, read_description
-    from jaxmamba3d.nets import read_weights
+    from jaxmamba3d import experiment
 
-    config = ExperimentConfig(
-        output=str(output),
-        data=DataConfig(configuration=configuration, fold=fold),
-        net=NetOptions(name=net),
-    )
-    weights = read_weights(file)
-    runs.import_weights(
-        weights,
-        config,
-        load_plans(plans),
-        read_description(dataset_json),
-        None if splits is None else load_splits(splits),
+    experiment.import_checkpoint(
+        file,
+        output,
+        net=net,
+        plans=plans,
+        dataset_json=dataset_json,
+        configuration=configuration,
+        fold=fold,
+        splits=splits,
     )
 
 
@@ -310,6 +306,8 @@ def run_command(command) -> None:
         level = (os.environ.get("JAXMAMBA3D_LOG_LEVEL") or "INFO").upper()
         check_choice("JAXMAMBA3D_LOG_LEVEL", level, ("DEBUG", "INFO", "WARNING", "ERROR"))
         logging.getLogger("jaxmamba3d").setLevel(level)
+        # What Orbax says there in pages, it raises too.
+        logging.getLogger("absl").setLevel("WARNING" if level == "DEBUG" else "CRITICAL")
         command()
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         _end(f"error: {error}")

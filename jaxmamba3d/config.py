@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from jaxmamba3d.checks import check_choice, check_positive, check_that
+from jaxmamba3d.checks import check_choice, check_count, check_positive, check_that
 from jaxmamba3d.files import load_json
 
 NetName = Literal["segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet"]
@@ -71,8 +71,8 @@ class NetConfig:
         check_choice("name", self.name, NETS)
         check_choice("dtype", self.dtype, get_args(DType))
         check_choice("scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
-        check_positive("in_channels", self.in_channels)
-        check_positive("num_classes", self.num_classes)
+        check_count("in_channels", self.in_channels)
+        check_count("num_classes", self.num_classes)
         stages = len(self.features)
         check_that(stages >= 2, "features", "one entry per stage, at least 2", self.features)
         for field, count in (
@@ -86,7 +86,7 @@ class NetConfig:
             check_that(len(value) == count, field, wanted, f"{len(value)}: {value}")
         for field in ("features", "blocks_per_stage", "decoder_blocks_per_stage"):
             for entry in getattr(self, field):
-                check_positive(field, entry)
+                check_count(field, entry)
         for field in ("kernel_sizes", "strides"):
             for entry in getattr(self, field):
                 valid = len(entry) == 3 and all(isinstance(n, int) and n >= 1 for n in entry)
@@ -184,18 +184,20 @@ class DataConfig:
         check_that(fits, "data.fold", "0 or more, or all", repr(self.fold))
         fraction = self.foreground_fraction
         check_that(0 <= fraction <= 1, "data.foreground_fraction", "a share from 0 to 1", fraction)
-        check_positive("data.read_threads", self.read_threads)
+        check_count("data.read_threads", self.read_threads)
         if self.batch_size is not None:
-            check_positive("data.batch_size", self.batch_size)
+            check_count("data.batch_size", self.batch_size)
         if self.patch_size is not None:
-            valid = len(self.patch_size) == 3 and min(self.patch_size) >= 1
-            check_that(valid, "data.patch_size", "three sizes >= 1", self.patch_size)
+            check_that(len(self.patch_size) == 3, "data.patch_size", "three sizes", self.patch_size)
+            for size in self.patch_size:
+                check_count("data.patch_size", size)
         if self.spacing is not None:
             valid = len(self.spacing) == 3 and all(0 < mm < math.inf for mm in self.spacing)
             check_that(valid, "data.spacing", "three lengths > 0 in mm", self.spacing)
-        for name in ("memory_gb", "processes"):
-            if getattr(self, name) is not None:
-                check_positive(f"data.{name}", getattr(self, name))
+        if self.memory_gb is not None:
+            check_positive("data.memory_gb", self.memory_gb)
+        if self.processes is not None:
+            check_count("data.processes", self.processes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,9 +280,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        whole = ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints")
-        for field in (*whole, "accumulate", "shard_parameters"):
-            check_positive(f"train.{field}", getattr(self, field))
+        counts = ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints")
+        for field in (*counts, "accumulate", "shard_parameters"):
+            check_count(f"train.{field}", getattr(self, field))
         check_that(0 <= self.seed < 2**32, "train.seed", "a number from 0 to 2^32 - 1", self.seed)
         check_choice("train.non_finite", self.non_finite, get_args(NonFinite))
         valid = set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes)
@@ -303,7 +305,7 @@ class PredictConfig:
 
     def __post_init__(self):
         check_that(0 < self.tile_step <= 1, "predict.tile_step", "a share in (0, 1]", self.tile_step)
-        check_positive("predict.window_batch", self.window_batch)
+        check_count("predict.window_batch", self.window_batch)
 
 
 @dataclasses.dataclass(frozen=True)

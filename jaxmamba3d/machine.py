@@ -1,6 +1,11 @@
 """What this machine offers."""
 
+import importlib.metadata
 import os
+import platform
+
+PACKAGES = ("jaxmamba3d", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
+"""On which results depend."""
 
 
 def core_count() -> int:
@@ -8,3 +13,15 @@ def core_count() -> int:
     if hasattr(os, "sched_getaffinity"):  # a scheduler may grant fewer cores than the machine has
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and of the packages on which results depend."""
+    return {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is only on the path
+        return "not installed"

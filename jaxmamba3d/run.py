@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from jaxmamba3d.data import (
 from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import folder_lock, in_use, load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
+from jaxmamba3d.machine import installed_versions
 from jaxmamba3d.nets import UNet3D, abstract_net, build_net, load_official_weights
 from jaxmamba3d.training import (
     CHECKPOINTS,
@@ -47,17 +46,19 @@ logger = logging.getLogger(__name__)
 
 CONFIG, NET, PLANS, LABELS = "config.json", "net.json", "nnUNetPlans.json", "labels.json"
 POSTPROCESSING, SPLITS, VERSIONS = "postprocessing.json", "splits_final.json", "versions.json"
+ORIENTATIONS = "orientations.json"
 
 
 @dataclass(frozen=True)
 class Run:
     """A run folder: the config, the net and the plans that its folds share.
 
-    Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json and versions.json, and for
-    each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/, validation/, scores/,
-    postprocessing.json and summary.json; the run's postprocessing.json is decided on the validation cases of
-    all its folds, whose scores together are in scores/ as soon as there are several. Where post-processing
-    changes anything, validation_postprocessed/ and scores_postprocessed/ lie beside scores/.
+    Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json, orientations.json and
+    versions.json, and for each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/,
+    validation/, scores/, postprocessing.json and summary.json; the run's postprocessing.json is decided on
+    the validation cases of all its folds, whose scores together are in scores/ as soon as there are several.
+    Where post-processing changes anything, validation_postprocessed/ and scores_postprocessed/ lie beside
+    scores/.
     """
 
     folder: Path
@@ -127,6 +128,11 @@ class Run:
         """For each fold the case names `train` and `val`; empty where weights were imported."""
         path = self.folder / SPLITS
         return load_splits(path) if path.is_file() else []
+
+    def orientations(self) -> tuple[str, ...]:
+        """How the images that it was planned for are stored, such as RAS; empty if that is not known."""
+        path = self.folder / ORIENTATIONS
+        return tuple(load_json(path, "cases by orientation")) if path.is_file() else ()
 
     def task(self) -> Task:
         """What its training steps learn."""
@@ -206,6 +212,7 @@ def start_run(
             run.check_free(fold)
         run = _write(run)
         write_json(run.folder / SPLITS, workspace.splits)
+        write_json(run.folder / ORIENTATIONS, workspace.orientations)
         if locks is not None:
             locks.enter_context(lock.pop_all())
     return run
@@ -274,7 +281,9 @@ def _write(run: Run) -> Run:
     write_text(run.folder / NET, to_json(run.net))
     save_plans(run.plans, run.folder / PLANS)
     write_json(run.folder / LABELS, run.labels.to_json())
-    write_json(run.folder / VERSIONS, _versions())
+    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    versions = installed_versions() | {"devices": f"{jax.device_count()} x {devices}"}
+    write_json(run.folder / VERSIONS, versions)
     return open_run(run.folder)
 
 
@@ -379,17 +388,3 @@ def resolve_net(options: NetOptions, plan: Configuration, in_channels: int, labe
         remat=options.remat,
         scan_implementation=options.scan_implementation,
     )
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jaxmamba3d", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
-    versions = {package: _version(package) for package in packages}
-    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-    return versions | {"python": platform.python_version(), "devices": f"{jax.device_count()} x {devices}"}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # a source tree that is only on the path
-        return "not installed"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.bench.shapes import PLANS, paper_net
-from jaxmamba3d.checks import check_positive
+from jaxmamba3d.checks import check_count
 from jaxmamba3d.config import NetConfig, OptimConfig, TrainConfig
 from jaxmamba3d.config_file import load_config
 from jaxmamba3d.data import open_workspace
@@ -37,7 +37,7 @@ class Training:
         Raises:
             ValueError: a batch below 1.
         """
-        check_positive("batch_per_chip", batch_per_chip)
+        check_count("batch_per_chip", batch_per_chip)
         batch_size = chips * batch_per_chip * self.train.accumulate
         return dataclasses.replace(self, task=dataclasses.replace(self.task, batch_size=batch_size))
 

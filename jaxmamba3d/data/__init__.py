@@ -7,6 +7,7 @@ worker processes must not.
 from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.dataset import (
     Description,
+    description_from_json,
     find_images,
     is_dataset,
     read_dataset,
@@ -20,9 +21,9 @@ from jaxmamba3d.data.label_values import read_label_values
 from jaxmamba3d.data.nifti import Volume, read_label, read_volume, write_segmentation
 from jaxmamba3d.data.phantoms import write_phantom_dataset
 from jaxmamba3d.data.planning import plan_dataset
-from jaxmamba3d.data.plans import Configuration, Plans, load_plans, save_plans
+from jaxmamba3d.data.plans import Configuration, Plans, load_plans, plans_from_json, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
-from jaxmamba3d.data.preprocessing import PreprocessedCase, preprocess_case
+from jaxmamba3d.data.preprocessing import PreprocessedCase, preprocess_case, preprocess_volume
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
 from jaxmamba3d.data.workspace import Workspace, open_workspace, plan_workspace
 
@@ -41,6 +42,7 @@ __all__ = [
     "check_dataset",
     "check_images",
     "compute_fingerprint",
+    "description_from_json",
     "export_segmentation",
     "find_images",
     "is_dataset",
@@ -51,8 +53,10 @@ __all__ = [
     "open_workspace",
     "plan_dataset",
     "plan_workspace",
+    "plans_from_json",
     "preprocess_case",
     "preprocess_dataset",
+    "preprocess_volume",
     "read_dataset",
     "read_description",
     "read_label",

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,9 +110,13 @@ def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> In
     return InspectedCase(problems, image, label)
 
 
-def warn_of_contradictions(cases: Sequence[Case]) -> None:
+def check_headers(cases: Sequence[Case]) -> dict[str, int]:
     """Warns of headers that contradict themselves or each other's orientation; one that cannot be read is not
-    asked."""
+    asked.
+
+    Returns:
+        How many cases are stored in each orientation, such as {"RAS": 20}.
+    """
     found, orientations = {}, {}
     for case in cases:
         with contextlib.suppress(ValueError, FileNotFoundError):
@@ -121,35 +125,53 @@ def warn_of_contradictions(cases: Sequence[Case]) -> None:
             if what := contradiction(geometry):
                 found[case.name] = what
     if len(orientations) > 1:
-        each = (f"{len(names)} as {code} ({names[0]}, ...)" for code, names in sorted(orientations.items()))
-        logger.warning("cases are stored in several orientations, which the net sees: %s", ", ".join(each))
+        each = _listed(orientations)
+        logger.warning("cases are stored in several orientations, which the net sees: %s", each)
     if found:
         (first, what), others = next(iter(found.items())), len(found) - 1
         more = f" and {others} others" if others else ""
         logger.warning(
             "%s%s: %s; the spacing is pixdim's, and the axes count as orthogonal", first, more, what
         )
+    return {code: len(names) for code, names in sorted(orientations.items())}
 
 
-def check_images(cases: Sequence[Case], channels: int) -> None:
+def check_images(cases: Sequence[Case], channels: int, orientations: Collection[str] = ()) -> None:
     """Reads the headers of all images, and raises one error that names all that cannot be predicted.
 
     Args:
         cases: image files.
         channels: of the images that the net takes.
+        orientations: in which the training's images are stored; others are warned of. Empty: not known.
 
     Raises:
         ValueError: images are missing, no NIfTI, of another count of channels or no position in space, or
             their channels do not lie on each other.
     """
-    bad = [f"{case.name}: {problem}" for case in cases if (problem := _image_problem(case, channels))]
+    bad, others = [], {}
+    for case in cases:
+        try:
+            geometry, found = read_geometries(case.images)
+        except (ValueError, FileNotFoundError) as error:
+            bad.append(f"{case.name}: {error}")
+            continue
+        if found != channels:
+            bad.append(f"{case.name}: {case.images[0]} must be of {channels} channels, got {found}")
+        if orientation(geometry) not in orientations:
+            others.setdefault(orientation(geometry), []).append(case.name)
     if bad:
         raise ValueError(f"{len(bad)} of {len(cases)} cases are bad; fix or remove them:\n" + "\n".join(bad))
+    if orientations and others:
+        logger.warning(
+            "the net sees images as they are stored, in training as %s, here %s: store these as those are, "
+            "or expect wrong segmentations",
+            ", ".join(orientations),
+            _listed(others),
+        )
 
 
-def _image_problem(case: Case, channels: int) -> str | None:
-    try:
-        _, found = read_geometries(case.images)
-    except (ValueError, FileNotFoundError) as error:
-        return str(error)
-    return None if found == channels else f"{case.images[0]} must be of {channels} channels, got {found}"
+def _listed(orientations: Mapping[str, Sequence[str]]) -> str:
+    """Counts and examples of the cases of each orientation."""
+    return ", ".join(
+        f"{len(names)} as {code} ({names[0]}, ...)" for code, names in sorted(orientations.items())
+    )

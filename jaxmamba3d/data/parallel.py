@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from jaxmamba3d.checks import check_positive
+from jaxmamba3d.checks import check_count
 from jaxmamba3d.machine import core_count
 
 Item = TypeVar("Item")
@@ -37,7 +37,7 @@ def map_cases(
         Exception: what the function raised; items not begun then are given up.
     """
     if processes is not None:
-        check_positive("processes", processes)
+        check_count("processes", processes)
     bar = tqdm(total=len(items), desc=description, unit="case")
     workers = min(processes or core_count(), len(items))
     with bar:

@@ -9,7 +9,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from jaxmamba3d.checks import check_positive, check_that
+from jaxmamba3d.checks import check_count, check_that
 from jaxmamba3d.data.case_files import IMAGE, centres_of, open_case
 from jaxmamba3d.data.patches import Triple, cut_into, draw_corner, is_forced
 from jaxmamba3d.labels import OUTSIDE
@@ -116,7 +116,7 @@ def training_batches(
         ValueError: no cases, the batch does not divide among the processes, or an argument makes no sense.
     """
     check_that(len(case_names) > 0, "case_names", "at least one case", "none")
-    check_positive("batch_size", batch_size)
+    check_count("batch_size", batch_size)
     divides = batch_size % process_count == 0
     check_that(divides, "batch_size", f"a multiple of the {process_count} processes", batch_size)
     check_that(0 <= process_index < process_count, "process_index", f"below {process_count}", process_index)

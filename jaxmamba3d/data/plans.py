@@ -74,9 +74,21 @@ def load_plans(path: str | Path) -> Plans:
         ValueError: the file is no plans file (what is missing is named), or images are read or resampled
             otherwise than by nnU-Net's default.
     """
-    content = load_json(path, "nnU-Net's plans")
+    return plans_from_json(load_json(path, "nnU-Net's plans"), str(path))
+
+
+def plans_from_json(content: Any, name: str) -> Plans:
+    """What a plans file holds.
+
+    Args:
+        content: of the file.
+        name: of it, for errors.
+
+    Raises:
+        ValueError: see `load_plans`.
+    """
     try:
-        check_that(isinstance(content, dict), "the file", "an object", type(content).__name__)
+        check_that(isinstance(content, dict), "the content", "an object", type(content).__name__)
         check_choice("image_reader_writer", content.get("image_reader_writer", READERS[0]), READERS)
         resolved = {name: _inherit(content["configurations"], name) for name in content["configurations"]}
         return Plans(
@@ -93,9 +105,9 @@ def load_plans(path: str | Path) -> Plans:
             intensity_properties=content["foreground_intensity_properties_per_channel"],
         )
     except KeyError as error:
-        raise ValueError(f"{path} must be nnU-Net's plans, got a file without {error}") from error
+        raise ValueError(f"{name} must be nnU-Net's plans, got a file without {error}") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} must be nnU-Net's plans: {error}") from error
+        raise ValueError(f"{name} must be nnU-Net's plans: {error}") from error
 
 
 def save_plans(plans: Plans, path: str | Path) -> None:

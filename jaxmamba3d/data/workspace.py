@@ -11,7 +11,7 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.cases import Dataset
 from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
-from jaxmamba3d.data.inspection import check_dataset, warn_of_contradictions
+from jaxmamba3d.data.inspection import check_dataset, check_headers
 from jaxmamba3d.data.planning import CONFIGURATIONS, REFERENCE_GB, normalization_of, plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
@@ -32,12 +32,14 @@ class Workspace:
         dataset: the raw data; cases in no fold are test cases.
         plans: how it is preprocessed and which net fits.
         splits: for each fold the case names `train` and `val`.
+        orientations: how many cases are stored in each, such as {"RAS": 20}; empty if that is not known.
     """
 
     folder: Path
     dataset: Dataset
     plans: Plans
     splits: Sequence[Split]
+    orientations: Mapping[str, int]
 
     @property
     def in_folds(self) -> Dataset:
@@ -152,7 +154,7 @@ def plan_workspace(
         check_choice("configuration", configuration, plans.configurations if plans else CONFIGURATIONS)
         _check_fold(fold, splits)
     in_folds = _without_test_cases(dataset, splits)
-    warn_of_contradictions(dataset.cases)
+    orientations = check_headers(dataset.cases)
     if plans is not None:
         check_dataset(dataset, processes=processes)
     else:
@@ -173,6 +175,7 @@ def plan_workspace(
             "memory_gb": memory_gb,
             "own_splits": own_splits,
             "channel_names": None if plans_file else dataset.channel_names,
+            "orientations": orientations,
             "cases": cases,
         }
         write_json(folder / SOURCE, source)
@@ -181,7 +184,7 @@ def plan_workspace(
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
     if rest := len(names) - len(in_folds.cases):
         logger.info("%d cases are in no fold: test cases, which are not trained on", rest)
-    return Workspace(folder, dataset, plans, splits)
+    return Workspace(folder, dataset, plans, splits, orientations)
 
 
 def _check_fold(fold: int | Literal["all"], splits: Sequence[Split]) -> None:
@@ -220,7 +223,8 @@ def open_workspace(folder: str | Path) -> Workspace:
     gone = sorted(planned.keys() - set(names))
     splits = load_splits(folder / SPLITS, [*names, *gone])
     _check_cases(folder, dataset, planned, splits)
-    workspace = Workspace(folder, dataset, load_plans(folder / PLANS), splits)
+    plans, orientations = load_plans(folder / PLANS), source.get("orientations", {})
+    workspace = Workspace(folder, dataset, plans, splits, orientations)
     _check_description(workspace, source.get("own_splits"), source.get("channel_names"))
     return workspace
 

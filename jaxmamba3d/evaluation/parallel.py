@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from jaxmamba3d.checks import check_positive
+from jaxmamba3d.checks import check_count
 from jaxmamba3d.machine import core_count
 
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ def map_in_threads(
         ValueError: threads is not above 0.
     """
     if threads is not None:
-        check_positive("threads", threads)
+        check_count("threads", threads)
     with ThreadPoolExecutor(threads or min(8, core_count())) as pool:
         results = pool.map(function, items)
         return list(tqdm(results, total=len(items), desc=description, unit="case", disable=not progress))

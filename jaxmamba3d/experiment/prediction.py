@@ -107,17 +107,15 @@ def predict(
         ValueError: images cannot be predicted, or files that are not predictions of this run or another would
             be overwritten; or another process predicts into the folder.
     """
-    check_choice("checkpoint", checkpoint, ("latest", "best"))
-    check_images(cases, run.net.in_channels)
+    check_images(cases, run.net.in_channels, run.orientations())
     images = [path for case in cases for path in case.images]
     inputs = {folder for path in images for folder in (path.resolve().parent, path.parent.resolve())}
     apart = Path(output).resolve() not in inputs
     check_that(apart, "output", "another folder than the images', which would be overwritten", str(output))
     check_writable(output, "output")
-    config, template = run.config, nnx.state(abstract_net(run.net), nnx.Param)
-    weights = [restore_params(run.checkpoints(fold), template, checkpoint) for fold in folds]
-    mirror_axes = _mirror_axes(run, mirroring)
-    predictor = _predictor(run, mirror_axes)
+    config, mirror_axes = run.config, mirror_axes_of(run, mirroring)
+    weights = read_folds(run, folds, checkpoint)
+    predictor = make_predictor(run, mirror_axes)
     steps = postprocessing.steps if postprocessing else ()
     if steps:
         names = ", ".join(trial.structure for trial in postprocessing.trials if trial.kept)
@@ -159,7 +157,7 @@ def check_window_batch(run: Run) -> None:
     train, windows = run.config.train, run.config.predict.window_batch
     batch_size = run.configuration.batch_size
     devices = devices_for(batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
-    predictor = _predictor(run, _mirror_axes(run))
+    predictor = make_predictor(run, mirror_axes_of(run))
     as_many = windows * train.accumulate * len(devices) <= batch_size and train.shard_parameters == 1
     if as_many or memory_limit(predictor.mesh) is None:
         return
@@ -172,13 +170,30 @@ def check_window_batch(run: Run) -> None:
     )
 
 
-def _mirror_axes(run: Run, mirroring: bool | None = None) -> tuple[int, ...]:
+def read_folds(run: Run, folds: Sequence[int], checkpoint: str) -> list[nnx.State]:
+    """The parameters of trained folds.
+
+    Args:
+        run: the trained run.
+        folds: which.
+        checkpoint: latest | best.
+
+    Raises:
+        FileNotFoundError, ValueError: see `restore_params`.
+    """
+    check_choice("checkpoint", checkpoint, ("latest", "best"))
+    template = nnx.state(abstract_net(run.net), nnx.Param)
+    return [restore_params(run.checkpoints(fold), template, checkpoint) for fold in folds]
+
+
+def mirror_axes_of(run: Run, mirroring: bool | None = None) -> tuple[int, ...]:
     """Those that training mirrored, if prediction is to; None: as the config says."""
     mirroring = run.config.predict.mirroring if mirroring is None else mirroring
     return run.config.train.mirror_axes if mirroring else ()
 
 
-def _predictor(run: Run, mirror_axes: Sequence[int]) -> WindowPredictor:
+def make_predictor(run: Run, mirror_axes: Sequence[int]) -> WindowPredictor:
+    """Predicts windows with any of the run's folds; on all devices of this process."""
     return make_net_predictor(
         abstract_net(run.net),
         run.configuration.patch_size,

@@ -6,6 +6,7 @@ from jaxmamba3d.inference.sliding_window import (
     WindowPredictor,
     gaussian_weights,
     make_window_predictor,
+    predict_planes,
     predict_volume,
     window_positions,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "make_net_predictor",
     "make_window_predictor",
     "predict_cases",
+    "predict_planes",
     "predict_volume",
     "window_positions",
 ]

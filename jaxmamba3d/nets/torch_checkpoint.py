@@ -47,6 +47,30 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         FileNotFoundError: no such file.
         ValueError: the file is not such a checkpoint, or damaged.
     """
+    content = _load(path)
+    for key in ("network_weights", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(v, np.ndarray) for v in content.values()):
+        raise ValueError(f"{path} must hold a state_dict, got {type(content).__name__}")
+    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+
+
+def read_trainer(path: str | Path) -> dict[str, Any]:
+    """What nnU-Net's trainer wrote beside the weights, as far as it did; no tensor is read.
+
+    Returns:
+        `init_args`: `plans`, `dataset_json`, `configuration` and `fold`; `inference_allowed_mirroring_axes`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_torch_checkpoint`.
+    """
+    content = _load(path, tensors=False)
+    keys = ("init_args", "inference_allowed_mirroring_axes")
+    return {key: content[key] for key in keys if key in content} if isinstance(content, dict) else {}
+
+
+def _load(path: str | Path, *, tensors: bool = True) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
@@ -57,15 +81,9 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         if index is None:
             raise ValueError(f"{path} must be a file of torch.save, got a zip archive without data.pkl")
         try:
-            content = _Unpickler(archive, index).load()
+            return _Unpickler(archive, index, tensors).load()
         except DAMAGES as error:
             raise ValueError(f"{path} must be a whole file of torch.save, got: {error}") from error
-    for key in ("network_weights", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(v, np.ndarray) for v in content.values()):
-        raise ValueError(f"{path} must hold a state_dict, got {type(content).__name__}")
-    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
 
 
 class _Inert:
@@ -84,9 +102,10 @@ class _Inert:
 class _Unpickler(pickle.Unpickler):
     """Builds tensors as numpy arrays; other classes are not looked up, so no code of the file can run."""
 
-    def __init__(self, archive: zipfile.ZipFile, index: str):
+    def __init__(self, archive: zipfile.ZipFile, index: str, tensors: bool):
         super().__init__(io.BytesIO(archive.read(index)))
         self._archive, self._folder = archive, index.removesuffix("data.pkl")
+        self._tensors = tensors
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -104,7 +123,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, key: Any) -> Any:
         kind, dtype, name, _, _ = key
-        if kind != "storage" or not isinstance(dtype, np.dtype):
+        if kind != "storage" or not isinstance(dtype, np.dtype) or not self._tensors:
             return _Inert()
         return np.frombuffer(self._archive.read(f"{self._folder}data/{name}"), dtype)
 

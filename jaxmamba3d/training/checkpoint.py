@@ -39,6 +39,7 @@ class Position:
         iterator: the training iterator's `get_state()`.
         best_score: highest moving average of validation scores up to now.
         moving_score: the latest; None before the first epoch is finished.
+        best_step: after which the moving average was highest; None before the first epoch is finished.
         so_far: the steps of the epoch that has begun.
     """
 
@@ -46,6 +47,7 @@ class Position:
     iterator: dict[str, Any]
     best_score: float
     moving_score: float | None = None
+    best_step: int | None = None
     so_far: EpochProgress = dataclasses.field(default_factory=EpochProgress)
 
 
@@ -67,6 +69,8 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one training run: the latest ones, and the parameters of the best.
 
+    They are written while the training goes on. Errors of writing come with the next call.
+
     Args:
         folder: made if missing; holds `latest/STEP` and `best/STEP`.
         keep: latest checkpoints that stay.
@@ -84,7 +88,11 @@ class Checkpoints:
         self._managers = {
             name: _Manager(
                 folder.absolute() / name,
-                options=ocp.CheckpointManagerOptions(max_to_keep=count, enable_async_checkpointing=False),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=count,
+                    # Both write at the same time, and processes must not take one's barriers for the other's.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
+                ),
             )
             for name, count in (("latest", keep), ("best", 1))
         }
@@ -99,40 +107,41 @@ class Checkpoints:
         wanted = f"on a disk with room for {memory(needed - held)} of checkpoints ({choose})"
         check_that(needed <= held + free, str(self._folder), wanted, memory(free))
 
-    def save(self, state: TrainState, position: Position, *, is_best: bool = False) -> None:
-        """Writes the state, and its parameters as the best ones if they are.
+    def save(self, state: TrainState, position: Position) -> None:
+        """Writes the state, and its parameters as the best ones if the position says so.
 
         Args:
-            state: see `TrainState`.
+            state: see `TrainState`; may be donated to the next step at once.
             position: how far the training has come.
-            is_best: whether the moving average of validation scores has its highest value up to now.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full, or was for the last checkpoint.
         """
-        meta = {"identity": self._identity, **dataclasses.asdict(position)}
         step = int(state.step)
-        parts = {
-            "params": ocp.args.StandardSave(_named_leaves(state.params)),
-            "meta": ocp.args.JsonSave(meta),
-        }
-        rest = ocp.args.StandardSave(_named_leaves((state.optimizer, state.step)))
+        is_best = position.best_step == step
         with _full_disks_named(self._folder):
+            self._wait()  # for the writing of the last ones, after which older ones go
             latest, best = _sizes(state)
             if shutil.disk_usage(self._folder).free < latest + is_best * best:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would say it in pages
-            # The latest comes last: a run killed in between does this epoch again, and with it its best.
             if is_best:
-                self._save_best(step, parts)
-            self._managers["latest"].save(step, args=ocp.args.Composite(**parts, optimizer=rest))
+                self._save_best(state, position)
+            rest = ocp.args.StandardSave(_named_leaves((state.optimizer, state.step)))
+            self._managers["latest"].save(step, args=self._parts(state, position, optimizer=rest))
 
-    def _save_best(self, step: int, parts: dict[str, ocp.args.CheckpointArgs]) -> None:
+    def _save_best(self, state: TrainState, position: Position) -> None:
         """Also where a best one of a later step lies there, from before the training was taken up anew."""
-        manager = self._managers["best"]
+        manager, step = self._managers["best"], int(state.step)
         for later in manager.all_steps():
             if later >= step:
                 manager.delete(later)  # else Orbax would keep it, and not save
-        manager.save(step, args=ocp.args.Composite(**parts))
+        manager.save(step, args=self._parts(state, position))
+
+    def _parts(self, state: TrainState, position: Position, **more: ocp.args.CheckpointArgs):
+        """What a checkpoint consists of."""
+        meta = {"identity": self._identity, **dataclasses.asdict(position)}
+        params = ocp.args.StandardSave(_named_leaves(state.params))
+        return ocp.args.Composite(params=params, meta=ocp.args.JsonSave(meta), **more)
 
     def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
         """The latest state, laid out and placed as the template, with its position; None if there is none.
@@ -141,6 +150,7 @@ class Checkpoints:
             ValueError: the checkpoint is of another net or data (the difference is named), imported or
                 damaged.
         """
+        self._wait()
         saved = read_saved(self._folder)
         if saved is None:
             return None
@@ -156,7 +166,10 @@ class Checkpoints:
                 ),
             )
         optimizer, step = _unflatten(rest, restored["optimizer"])
-        return TrainState(_unflatten(template.params, restored["params"]), optimizer, step), saved.position
+        state = TrainState(_unflatten(template.params, restored["params"]), optimizer, step)
+        if saved.position.best_step == saved.step and saved.step not in self._managers["best"].all_steps():
+            self._save_best(state, saved.position)  # the process was killed before that was written
+        return state, saved.position
 
     def _check_identity(self, stored: dict[str, Any]) -> None:
         there, here = (
@@ -168,9 +181,21 @@ class Checkpoints:
         check_that(not different, f"checkpoint {self._managers['latest'].directory}", wanted, different)
 
     def close(self) -> None:
-        """Ends the managers' threads."""
+        """Returns when all is written.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with _full_disks_named(self._folder):
+            try:
+                self._wait()
+            finally:
+                for manager in self._managers.values():
+                    manager.close()
+
+    def _wait(self) -> None:
         for manager in self._managers.values():
-            manager.close()
+            manager.wait_until_finished()
 
 
 def _sizes(state: TrainState) -> tuple[int, int]:

@@ -147,9 +147,10 @@ def train_fold(
                 epoch=position.epoch + 1,
                 best_score=max(score, position.best_score),
                 moving_score=score,
+                best_step=int(state.step) if is_best else position.best_step,
                 so_far=EpochProgress(),
             )
-            checkpoints.save(state, position, is_best=is_best)
+            checkpoints.save(state, position)
             if interruption.received:
                 break
         if interruption.received:

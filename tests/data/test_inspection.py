@@ -7,7 +7,7 @@ from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti
 
 from jaxmamba3d.data.cases import Case
 from jaxmamba3d.data.dataset import find_images, read_dataset
-from jaxmamba3d.data.inspection import check_dataset, check_images, warn_of_contradictions
+from jaxmamba3d.data.inspection import check_dataset, check_headers, check_images
 
 
 def message_of(folder) -> list[str]:
@@ -170,8 +170,13 @@ def test_images_of_several_orientations_are_warned_of(tmp_path, caplog):
     for name, signs in (("a", (1, 1, 1)), ("b", (-1, -1, 1)), ("c", (1, 1, 1))):
         path = write_nifti(tmp_path / f"{name}.nii.gz", np.zeros((4, 4, 4), np.int16), np.diag([*signs, 1.0]))
         cases.append(Case(name, (path,)))
-    warn_of_contradictions(cases[::2])
+    assert check_headers(cases[::2]) == {"RAS": 2}
+    check_images(cases, 1)
+    check_images(cases, 1, ["LPS", "RAS"])
     assert caplog.text == ""
-    warn_of_contradictions(cases)
+    assert check_headers(cases) == {"LPS": 1, "RAS": 2}
     said = "stored in several orientations, which the net sees: 1 as LPS (b, ...), 2 as RAS (a, ...)"
     assert said in caplog.text
+    caplog.clear()
+    check_images(cases, 1, ["LPS"])
+    assert "in training as LPS, here 2 as RAS (a, ...): store these" in caplog.text

@@ -1,7 +1,11 @@
 """Weights under the authors' names as a run."""
 
 import dataclasses
+import functools
+import json
+import pickle
 import shutil
+import zipfile
 
 import nibabel
 import numpy as np
@@ -11,9 +15,10 @@ from safetensors.numpy import save_file
 from small_runs import params_of
 
 from jaxmamba3d import experiment
-from jaxmamba3d.data import find_images, read_description
+from jaxmamba3d.config import NetOptions
+from jaxmamba3d.data import find_images, read_description, save_plans
 from jaxmamba3d.nets import build_net, read_weights, to_official_weights
-from jaxmamba3d.run import import_weights
+from jaxmamba3d.run import import_weights, resolve_net
 from jaxmamba3d.training import restore_params
 
 
@@ -90,3 +95,76 @@ class TestImportedWeights:
             assert found.keys() == weights.keys()
             for name, value in weights.items():
                 np.testing.assert_array_equal(found[name], value)
+
+
+class TestCheckpointsOfATrainer:
+    """nnU-Net's trainers write beside the weights what they were trained with."""
+
+    @pytest.fixture
+    def checkpoint(self, finished, dataset, tmp_path, monkeypatch):
+        """Writes such a file, without tensors: how these are read is another test's."""
+        run, _ = finished
+        plan = dataclasses.replace(run.configuration, features=(2,) * len(run.configuration.features))
+        save_plans(
+            dataclasses.replace(run.plans, configurations={"3d_fullres": plan}), tmp_path / "plans.json"
+        )
+        net = build_net(resolve_net(NetOptions("resunet"), plan, 2, run.labels), rngs=nnx.Rngs(0))
+        read = "jaxmamba3d.experiment.imported.read_weights"
+        monkeypatch.setattr(read, lambda _: to_official_weights(net))
+        told = {
+            "init_args": {
+                "plans": json.loads((tmp_path / "plans.json").read_text()),
+                "dataset_json": json.loads((dataset / "dataset.json").read_text()),
+                "configuration": "3d_fullres",
+                "fold": 3,
+            },
+            "inference_allowed_mirroring_axes": (0, 2),
+        }
+
+        def write(**changed):
+            file = tmp_path / "checkpoint_final.pth"
+            content = {"network_weights": {}, **told, **changed}
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("archive/data.pkl", pickle.dumps(content))
+            return file
+
+        return write
+
+    def test_need_nothing_else(self, finished, checkpoint, tmp_path):
+        made = experiment.import_checkpoint(checkpoint(), tmp_path / "made", net="resunet")
+        assert made.trained_folds() == (3,)
+        assert made.config.train.mirror_axes == (0, 2)
+        assert (made.labels, made.net.features) == (finished[0].labels, made.configuration.features)
+        assert set(made.net.features) == {2}
+
+    @pytest.mark.parametrize(
+        ("axes", "fold", "expected"), [(None, "all", ((), 0)), ([1], 0, ((1,), 0))], ids=str
+    )
+    def test_say_where_they_may_be_mirrored(self, checkpoint, tmp_path, axes, fold, expected):
+        told = pickle.loads(zipfile.ZipFile(checkpoint()).read("archive/data.pkl"))["init_args"]
+        file = checkpoint(inference_allowed_mirroring_axes=axes, init_args=told | {"fold": fold})
+        made = experiment.import_checkpoint(file, tmp_path / "made", net="resunet")
+        assert (made.config.train.mirror_axes, made.config.data.fold) == expected
+
+    def test_give_way_to_what_is_given(self, checkpoint, dataset, tmp_path):
+        file = checkpoint(init_args={"plans": {}, "configuration": "2d", "fold": 3})
+        made = experiment.import_checkpoint(
+            file,
+            tmp_path / "made",
+            net="resunet",
+            plans=tmp_path / "plans.json",
+            dataset_json=dataset / "dataset.json",
+            configuration="3d_fullres",
+            fold=1,
+        )
+        assert made.trained_folds() == (1,)
+
+    def test_that_do_not_tell_are_named(self, checkpoint, dataset, tmp_path):
+        make = functools.partial(experiment.import_checkpoint, output=tmp_path / "made", net="resunet")
+        with pytest.raises(ValueError, match=r"plans must be given for .*final\.pth, which does not tell it"):
+            make(checkpoint(init_args={}))
+        with pytest.raises(ValueError, match=r"dataset_json must be given for .*final\.pth, which"):
+            make(checkpoint(init_args={}), plans=tmp_path / "plans.json")
+        with pytest.raises(ValueError, match=r"final\.pth: plans must be nnU-Net's plans, got"):
+            make(checkpoint(init_args={"plans": {}}), dataset_json=dataset / "dataset.json")
+        assert not (tmp_path / "made").exists()

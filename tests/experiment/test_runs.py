@@ -23,7 +23,8 @@ from jaxmamba3d.data import open_workspace, plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.labels import Labels
-from jaxmamba3d.run import _versions, open_run, resolve_net, start_run
+from jaxmamba3d.machine import installed_versions
+from jaxmamba3d.run import open_run, resolve_net, start_run
 
 
 def test_a_run_leaves_all_that_describes_it(finished):
@@ -34,6 +35,7 @@ def test_a_run_leaves_all_that_describes_it(finished):
         "labels.json",
         "net.json",
         "nnUNetPlans.json",
+        "orientations.json",
         "postprocessing.json",
         "splits_final.json",
         "versions.json",
@@ -65,7 +67,7 @@ def test_a_source_tree_that_was_not_installed_runs(monkeypatch):
         return version("no such package" if package == "jaxmamba3d" else package)
 
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
-    found = _versions()
+    found = installed_versions()
     assert found["jaxmamba3d"] == "not installed"
     assert found["jax"] == jax.__version__
 

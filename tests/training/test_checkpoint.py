@@ -1,10 +1,12 @@
 """What lies on the disk of a training, and disks that are too full for it."""
 
+import dataclasses
 import errno
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -18,6 +20,7 @@ from jaxmamba3d.training.steps import TrainState
 Usage = namedtuple("Usage", "total used free")
 STATE = TrainState({"w": jnp.arange(8.0)}, {"momentum": jnp.ones(8)}, jnp.int32(5))
 POSITION = Position(epoch=1, iterator={}, best_score=0.5)
+AS_THE_BEST = dataclasses.replace(POSITION, best_step=5)
 LATEST, BEST = 2 * 8 * 4 + 4, 8 * 4
 """Bytes of one checkpoint."""
 
@@ -30,23 +33,54 @@ def checkpoints(tmp_path):
 
 
 def test_the_best_are_parameters_alone(checkpoints, tmp_path):
-    checkpoints.save(STATE, POSITION, is_best=True)
+    checkpoints.save(STATE, AS_THE_BEST)
+    checkpoints.close()
     parts = {which: {p.name for p in (tmp_path / which / "5").iterdir()} for which in ("latest", "best")}
     assert parts["latest"] - parts["best"] == {"optimizer"}
     params = restore_params(tmp_path, STATE.params, "best")
     np.testing.assert_array_equal(params["w"], STATE.params["w"])
-    restored, position = checkpoints.restore(STATE)
+    anew = Checkpoints(tmp_path, keep=1, identity={})
+    restored, position = anew.restore(STATE)
+    anew.close()
     np.testing.assert_array_equal(restored.optimizer["momentum"], 1)
-    assert (int(restored.step), position) == (5, POSITION)
+    assert (int(restored.step), position) == (5, AS_THE_BEST)
+
+
+def test_what_is_written_is_the_state_that_was_given(checkpoints):
+    """Though its arrays are donated to the next step at once, and it is written meanwhile."""
+    state = TrainState({"w": jnp.arange(2.0**24)}, {"momentum": jnp.ones(8)}, jnp.int32(5))
+    overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+    checkpoints.save(state, POSITION)
+    after = overwrite(state.params["w"])
+    params = checkpoints.restore(TrainState({"w": after}, state.optimizer, state.step))[0].params
+    np.testing.assert_array_equal(params["w"], np.arange(2.0**24, dtype=np.float32))
+
+
+@pytest.mark.parametrize("left", [[], ["3"]], ids=["never one", "an older one"])
+def test_a_best_that_was_not_written_in_time_is_written_at_the_next_start(tmp_path, left):
+    """The process was killed when the latest was whole and the best, of the same step, was not."""
+    checkpoints = Checkpoints(tmp_path, keep=1, identity={})
+    checkpoints.save(STATE, AS_THE_BEST)
+    checkpoints.close()
+    best = tmp_path / "best"
+    for name in left:
+        shutil.copytree(best / "5", best / name)
+    shutil.rmtree(best / "5")
+    anew = Checkpoints(tmp_path, keep=1, identity={})
+    anew.restore(STATE)
+    anew.close()
+    assert [path.name for path in best.iterdir()] == ["5"]
+    np.testing.assert_array_equal(restore_params(tmp_path, STATE.params, "best")["w"], STATE.params["w"])
 
 
 def test_the_best_of_a_training_that_was_taken_up_anew_gives_way(checkpoints, tmp_path):
     """Though it is of a later step."""
-    checkpoints.save(STATE, POSITION, is_best=True)
+    checkpoints.save(STATE, AS_THE_BEST)
+    checkpoints.close()
     again = TrainState({"w": jnp.zeros(8)}, STATE.optimizer, jnp.int32(2))
     shutil.rmtree(tmp_path / "latest")
     anew = Checkpoints(tmp_path, keep=1, identity={})
-    anew.save(again, POSITION, is_best=True)
+    anew.save(again, dataclasses.replace(POSITION, best_step=2))
     anew.close()
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
     np.testing.assert_array_equal(restore_params(tmp_path, STATE.params, "best")["w"], 0)
@@ -56,7 +90,7 @@ def test_only_the_training_asks_whether_to_stop(checkpoints, monkeypatch):
     """JAX's service takes the latest question for how far a process has come."""
     asked = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
-    checkpoints.save(STATE, POSITION, is_best=True)
+    checkpoints.save(STATE, AS_THE_BEST)
     assert asked == []
 
 
@@ -82,7 +116,7 @@ def test_a_disk_without_room_is_left_as_it_is(checkpoints, tmp_path, monkeypatch
     with pytest.raises(
         OSError, match=rf"{tmp_path} could not be written: No space left on device; make room"
     ):
-        checkpoints.save(STATE, POSITION, is_best=True)
+        checkpoints.save(STATE, AS_THE_BEST)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     checkpoints.save(STATE, POSITION)
     assert checkpoints.restore(STATE)[1] == POSITION
@@ -103,7 +137,7 @@ def test_a_disk_that_fills_up_is_said_in_a_sentence(checkpoints, tmp_path, monke
     monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     reason = r"(Disk quota exceeded|No space left on device)"
     with pytest.raises(OSError, match=rf"{tmp_path} could not be written: {reason}; make room and start aga"):
-        checkpoints.save(STATE, POSITION, is_best=True)
+        checkpoints.save(STATE, AS_THE_BEST)
     assert checkpoints.restore(STATE)[1] == POSITION
 
 
@@ -188,7 +222,7 @@ def test_the_latest_checkpoint_is_the_highest_number_and_one_best_is_kept(tmp_pa
     checkpoints = Checkpoints(tmp_path, keep=2, identity={})
     for step in (9, 10):
         state = TrainState({"w": jnp.arange(8.0)}, {"m": jnp.ones(8)}, jnp.int32(step))
-        checkpoints.save(state, Position(epoch=step, iterator={}, best_score=0.5), is_best=True)
+        checkpoints.save(state, Position(epoch=step, iterator={}, best_score=0.5, best_step=step))
     restored, position = checkpoints.restore(state)
     checkpoints.close()
     assert (int(restored.step), position.epoch) == (10, 10)
