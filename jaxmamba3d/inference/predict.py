@@ -97,8 +97,8 @@ def predict_cases(
             tell it apart from others.
 
     Raises:
-        ValueError: a file that no such call made would be overwritten.
-        ValueError, FileNotFoundError: a case cannot be read; it is named. Cases before it are written.
+        ValueError: a file that no such call made would be overwritten; or, when all others are written, cases
+            could not be read, which are named.
     """
     output.mkdir(parents=True, exist_ok=True)
     made_with = {
@@ -120,8 +120,11 @@ def predict_cases(
     if len(remaining) < len(cases):
         logger.info("%d of %d cases are finished in %s", len(cases) - len(remaining), len(cases), output)
 
-    def prepare(case: Case) -> PreprocessedCase:
-        return preprocess_case(case.images, None, plans, configuration)
+    def prepare(case: Case) -> PreprocessedCase | Exception:
+        try:
+            return preprocess_case(case.images, None, plans, configuration)
+        except (ValueError, FileNotFoundError) as error:
+            return error
 
     def write(case: Case, geometry: Geometry, export: SegmentationExport) -> None:
         result = export.result()
@@ -135,12 +138,17 @@ def predict_cases(
         finished.add(case)
 
     folds = [predictor.place(variables) for variables in folds]
+    bad = []
     with ThreadPoolExecutor(1) as reader, Backlog(EXPORT_BACKLOG) as exporter:
         prepared = ahead(reader, prepare, remaining)
         windows_shown = process == 0 and sys.stderr.isatty()  # too many lines for the log of a batch job
         cases_at_work = zip(remaining, prepared, strict=True)
         bar = tqdm(cases_at_work, "predict", len(remaining), unit="case", disable=process > 0)
         for case, prepared_case in bar:
+            if isinstance(prepared_case, Exception):
+                logger.warning("left out: %s: %s", case.name, prepared_case)
+                bad.append(f"{case.name}: {prepared_case}")
+                continue
             image, properties = prepared_case.image, prepared_case.properties
             export = SegmentationExport(
                 properties, plans, configuration, labels=labels, return_probabilities=probabilities
@@ -148,3 +156,6 @@ def predict_cases(
             for plane in predict_planes(predictor, folds, image, tile_step=tile_step, progress=windows_shown):
                 exporter.submit(export.add, plane)
             exporter.submit(write, case, properties["geometry"], export)
+    if bad:
+        what = f"{len(bad)} of {len(cases)} cases are bad and were left out; fix or remove them"
+        raise ValueError(f"{what}:\n" + "\n".join(bad))

@@ -101,6 +101,24 @@ def test_an_interrupted_prediction_goes_on(finished, tmp_path, monkeypatch):
     assert predict(farther, probabilities=True) == "012"  # those that are there are of the other windows
 
 
+def test_cases_that_cannot_be_read_do_not_keep_the_others_waiting(finished, tmp_path):
+    """Their headers are as they should be; all are named when the others are done."""
+    run, _ = finished
+    for number in range(4):
+        image, _ = image_and_label(number, 2, (6, 7, 8))
+        if number % 2 == 0:
+            image[number, 1, 1] = np.nan
+        write_nifti(tmp_path / "in" / f"{number}.nii.gz", image)
+    cases = find_images(tmp_path / "in", 2)
+    message = (
+        r"2 of 4 cases are bad and were left out; .*:\n0: .*0\.nii\.gz must .* NaN .*\n2: .*2\.nii\.gz must"
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            experiment.predict(run, cases, tmp_path / "out", folds=[0])
+        assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"1.nii.gz", "3.nii.gz"}
+
+
 def test_predictions_of_other_weights_are_not_taken_for_finished(tmp_path):
     """Of several writers, too, of which the latest call had fewer."""
     case = Case("a", (write_nifti(tmp_path / "image.nii.gz", np.zeros((3, 3, 3))),))
