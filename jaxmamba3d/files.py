@@ -21,7 +21,8 @@ ONE_DAY = 24 * 3600
 
 LOCK = ".lock"
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit of file sizes."""
 
 FileIdentities = list[list[Any]]
 """JSON-able: path, size and time of each file, the latter two None where it cannot be found."""
@@ -127,7 +128,7 @@ def _size_and_time(path: Path) -> tuple[int | None, int | None]:
 def unwritten(path: str | Path, error: OSError) -> OSError:
     """The error to raise in place of another one that came up while a path was written."""
     reason = error.strerror or str(error)
-    advice = "make room and start again" if error.errno in (None, errno.EFBIG, *DISK_FULL) else "start again"
+    advice = "make room and start again" if error.errno in (None, *DISK_FULL) else "start again"
     return OSError(f"{path} could not be written: {reason}; {advice}, what is whole is kept")
 
 

@@ -58,7 +58,8 @@ def segmentation_loss(
     Args:
         logits: outputs [B, X_i, Y_i, Z_i, K], highest resolution first, or that one alone; any float dtype.
         labels: [B, X, Y, Z] int, classes at the highest resolution; negative means background
-            (nnU-Net marks what lies outside the image with -1). Any other value makes the loss NaN.
+            (nnU-Net marks what lies outside the image with -1). Any other value makes the loss NaN; with
+            regions, it is in none.
         batch_dice: Dice of the whole batch as if it were one image, else the mean of each sample's Dice.
         ignore_label: voxels of this label count nowhere.
         regions: label values of each channel, see `region_sums`; None: channels are classes, see
@@ -99,11 +100,19 @@ def segmentation_sums(
     outputs = logits if isinstance(logits, tuple | list) else (logits,)
     check_shape("labels", labels, "[B, X, Y, Z] of the first output", outputs[0].shape[:-1])
 
+    batch, *_, channels = outputs[0].shape
+    options = {"batch_dice": batch_dice, "ignore_label": ignore_label}
+    if regions is None:
+        sums_of = partial(class_sums, **options)
+    else:
+        sums_of = partial(region_sums, regions=regions, **options)
+    # The backward pass keeps the logits and recomputes the softmax, fused into both passes.
+    sums_of = jax.checkpoint(sums_of)
+
     def sums(output):
-        target = subsample_labels(labels, output.shape[1:4])
-        if regions is None:
-            return class_sums(output, target, batch_dice, ignore_label)
-        return region_sums(output, target, regions, batch_dice, ignore_label)
+        legend = "[B, X_i, Y_i, Z_i, K] of the first one's B and K"
+        check_shape("logits", output, legend, (batch, None, None, None, channels))
+        return sums_of(output, subsample_labels(labels, output.shape[1:4]))
 
     weights = deep_supervision_weights(len(outputs))
     return tuple(sums(output) for weight, output in zip(weights, outputs, strict=True) if weight)
@@ -160,10 +169,8 @@ def subsample_labels(labels: jax.Array, shape: tuple[int, int, int]) -> jax.Arra
     return labels[tuple(slices)]
 
 
-# Checkpointed: the backward pass keeps the logits and recomputes the softmax, fused into both passes.
-@partial(jax.checkpoint, static_argnums=(2, 3))
 def class_sums(
-    logits: jax.Array, labels: jax.Array, batch_dice: bool, ignore_label: int | None = None
+    logits: jax.Array, labels: jax.Array, *, batch_dice: bool, ignore_label: int | None = None
 ) -> LossSums:
     """Cross entropy over the voxels, and soft Dice of the foreground classes.
 
@@ -187,10 +194,10 @@ def class_sums(
     return LossSums(entropy, counted, *_dice_sums(p[..., 1:], truth[..., 1:], valid, batch_dice))
 
 
-@partial(jax.checkpoint, static_argnums=(2, 3, 4))
 def region_sums(
     logits: jax.Array,
     labels: jax.Array,
+    *,
     regions: Regions,
     batch_dice: bool,
     ignore_label: int | None = None,
@@ -242,9 +249,13 @@ def hard_counts(
     Returns:
         int32 counts by foreground class [K-1] or region [K]; sum them over batches before `pseudo_dice`.
 
+    Raises:
+        ValueError: logits and labels are of different shapes.
+
     Source:
         nnU-Net v2, nnUNetTrainer.validation_step.
     """
+    check_shape("labels", labels, "[B, X, Y, Z] of the logits", logits.shape[:-1])
     if regions is None:
         classes = logits.shape[-1]
         truth, valid = _one_hot(labels, classes, ignore_label)

@@ -67,7 +67,7 @@ def test_deep_supervision_is_that_of_nnunet(batch_dice):
     @jax.value_and_grad
     def supervised(logits):
         pairs = zip(logits[:-1], targets[:-1], strict=True)
-        sums = [class_sums(output, target, batch_dice, None) for output, target in pairs]
+        sums = [class_sums(output, target, batch_dice=batch_dice) for output, target in pairs]
         return loss_of_sums(sums, batch_dice=batch_dice)
 
     loss, gradients = supervised(logits)
@@ -103,7 +103,7 @@ def test_targets_are_subsampled_nearest_exact():
     outputs = (LOGITS, LOGITS[:, ::2, ::3, :], LOGITS[:, :1, :1, :1])
     targets = [LABELS["full"], LABELS["full"][:, 1::2, 1::3], None]
     pairs = zip(outputs[:-1], targets[:-1], strict=True)
-    sums = [class_sums(output, target, False, None) for output, target in pairs]
+    sums = [class_sums(output, target, batch_dice=False) for output, target in pairs]
     expected = loss_of_sums(sums, batch_dice=False)
     assert_close(loss_of(outputs, LABELS["full"], batch_dice=False), expected, 1e-7)
 
@@ -176,6 +176,11 @@ def test_wrong_arguments_are_refused():
         segmentation_loss((LOGITS, LOGITS[:, :5], LOGITS), LABELS["full"], batch_dice=True)
     with pytest.raises(ValueError, match=r"logits must be of at least 2 classes \(or give regions\), got 1"):
         segmentation_loss(LOGITS[..., :1], LABELS["full"], batch_dice=True)
+    for other in (jnp.zeros((4, 3, 3, 3, 4)), jnp.zeros((2, 3, 3, 3, 5))):
+        with pytest.raises(ValueError, match=r"logits must have shape .* of the first one's B and K"):
+            segmentation_loss((LOGITS, other, LOGITS), LABELS["full"], batch_dice=True)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        hard_counts(LOGITS, LABELS["full"][:1, :1, :1, :1])
     with pytest.raises(ValueError, match="ignore_label must be None or at least 0, got -1"):
         segmentation_loss(LOGITS, LABELS["full"], batch_dice=True, ignore_label=-1)
 

@@ -66,9 +66,11 @@ def map_cases(
 def _end_with_parent() -> None:
     """Lets a worker end as soon as its parent is gone; else it would wait for work for ever.
 
-    Not before, when a scheduler sends SIGTERM to all processes of a job: the parent decides.
+    Not before, when a scheduler sends SIGTERM to all processes of a job, or a terminal SIGINT: the parent
+    decides.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

@@ -1,5 +1,6 @@
 """A small made-up dataset that looks like abdominal MRI, in the Decathlon's layout."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from jaxmamba3d.config import PhantomConfig
-from jaxmamba3d.files import write_json
+from jaxmamba3d.files import folder_lock, write_json
+
+logger = logging.getLogger(__name__)
 
 LABELS = {"0": "background", "1": "liver", "2": "kidneys", "3": "lesion"}
 AIR, FAT, MUSCLE, LIVER, KIDNEY, LESION, SPINE = 20, 420, 260, 340, 480, 560, 150
@@ -22,7 +25,8 @@ def write_phantom_dataset(folder: str | Path, config: PhantomConfig) -> None:
     from telling the organs apart. A case depends on the seed and on its number alone.
 
     Args:
-        folder: made under a temporary name, then renamed.
+        folder: made under a temporary name, then renamed. Where another process makes it meanwhile, its
+            dataset stays.
         config: number, size and spacing of the volumes [Z, Y, X], and the seed.
 
     Raises:
@@ -33,16 +37,25 @@ def write_phantom_dataset(folder: str | Path, config: PhantomConfig) -> None:
         raise FileExistsError(f"{folder}: already there; choose another folder for the phantoms")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".writing_{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    with folder_lock(temporary, lambda: logger.info("waiting: another process writes %s", folder)):
+        if not folder.exists():
+            unfinished = temporary / folder.name
+            shutil.rmtree(unfinished, ignore_errors=True)  # what a process that was killed had begun
+            _write(unfinished, config)
+            unfinished.replace(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(folder: Path, config: PhantomConfig) -> None:
     for part in ("imagesTr", "labelsTr"):
-        (temporary / part).mkdir(parents=True)
+        (folder / part).mkdir(parents=True)
     entries = []
     affine = np.diag([-config.spacing[2], -config.spacing[1], config.spacing[0], 1.0])
     for number in tqdm(range(config.cases), desc="phantoms", unit="case"):
         image, label = make_phantom(np.random.default_rng((config.seed, number)), config)
         name = f"phantom_{number:03d}.nii.gz"
         for part, array in (("imagesTr", image), ("labelsTr", label)):
-            nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), affine), temporary / part / name)
+            nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), affine), folder / part / name)
         entries.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
     description = {
         "name": "Phantoms",
@@ -55,8 +68,7 @@ def write_phantom_dataset(folder: str | Path, config: PhantomConfig) -> None:
         "training": entries,
         "test": [],
     }
-    write_json(temporary / "dataset.json", description)
-    temporary.replace(folder)
+    write_json(folder / "dataset.json", description)
 
 
 def make_phantom(rng: np.random.Generator, config: PhantomConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """The data of an experiment, checked, planned and preprocessed."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def prepare(config: ExperimentConfig) -> Workspace:
     check_that(bool(data.dataset), "data.dataset", "the folder of the dataset", "nothing")
     if data.phantoms is not None and not Path(data.dataset).exists():
         logger.info("%s does not exist: made-up cases (phantoms) are written there", data.dataset)
-        write_phantom_dataset(data.dataset, data.phantoms)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            write_phantom_dataset(data.dataset, data.phantoms)
     if data.source is not None and not Path(data.dataset).is_dir():
         advice = f"name it with --data.dataset, or get it from {data.source}"
         raise FileNotFoundError(f"{data.dataset}: no such dataset folder; {advice}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from jaxmamba3d.checks import check_choice, check_shape, check_that
+from jaxmamba3d.checks import check_choice, check_count, check_shape
 from jaxmamba3d.nn.initializers import inverse_softplus_of_steps, uniform, uniform_fan_in
 from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.causal_conv import causal_conv
@@ -51,7 +51,8 @@ class Mamba(nnx.Module):
         rngs: random streams; `params` is used.
 
     Raises:
-        ValueError: a size is below 1, there is no such implementation, or an input is of another shape.
+        ValueError: a size is no whole number above 0, there is no such implementation, or an input is of
+            another shape.
 
     Derivatives: in reverse mode alone.
 
@@ -71,14 +72,13 @@ class Mamba(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_that(expand >= 1, "expand", "at least 1", expand)
-        sizes = {"in_features": in_features, "d_state": d_state, "d_conv": d_conv, "dt_rank": dt_rank}
-        for name, size in sizes.items():
-            check_that(size is None or size >= 1, name, "at least 1", size)
+        dt_rank = math.ceil(in_features / 16) if dt_rank is None else dt_rank
+        sizes = {"in_features": in_features, "d_state": d_state, "d_conv": d_conv, "expand": expand}
+        for name, size in (sizes | {"dt_rank": dt_rank}).items():
+            check_count(name, size)
         if scan_implementation is not None:
             check_choice("scan_implementation", scan_implementation, IMPLEMENTATIONS)
         inner = expand * in_features
-        dt_rank = math.ceil(in_features / 16) if dt_rank is None else dt_rank
         self.split = (dt_rank, dt_rank + d_state)
         self.dtype, self.scan_implementation = dtype, scan_implementation
         self.in_proj = _linear(in_features, 2 * inner, False, dtype, param_dtype, rngs)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmamba3d.checks import check_shape
+from jaxmamba3d.ops.dtypes import check_floating
 
 
 class InstanceNorm(nnx.Module):
@@ -22,6 +23,7 @@ class InstanceNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         check_shape("x", x, "[B, X, Y, Z, features]", (None, None, None, None, self.features))
+        check_floating("x", x)
         return _normalized(x, self.scale[...], self.bias[...])
 
 
@@ -42,4 +44,5 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(num_features, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        check_floating("x", x)
         return super().__call__(x).astype(x.dtype)

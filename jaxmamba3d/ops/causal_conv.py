@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmamba3d.checks import check_shape, check_that
+from jaxmamba3d.ops.dtypes import check_floating
 from jaxmamba3d.ops.varying import varying_together
 
 
@@ -17,8 +18,8 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
 
     Args:
         x: [B, L, D], floating.
-        weight: [W, D], the last row acting on the token itself.
-        bias: [D].
+        weight: [W, D], floating, the last row acting on the token itself.
+        bias: [D], floating.
 
     Returns:
         [B, L, D] in x's dtype.
@@ -34,10 +35,12 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
         `causal_conv1d` of mamba-ssm, whose weight is [D, 1, W].
     """
     check_that(x.ndim == 3, "x", "[B, L, D]", f"shape {list(x.shape)}")
-    check_that(jnp.issubdtype(x.dtype, jnp.floating), "x", "floating", x.dtype)
     channels = x.shape[-1]
     check_shape("weight", weight, "[W, D]", (None, channels))
+    check_that(len(weight) >= 1, "weight", "of at least one row", f"shape {list(weight.shape)}")
     check_shape("bias", bias, "[D]", (channels,))
+    for name, array in (("x", x), ("weight", weight), ("bias", bias)):
+        check_floating(name, array)
     return _conv(reverse, *varying_together((x, weight, bias)))
 
 

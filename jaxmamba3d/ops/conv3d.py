@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxmamba3d.checks import check_that
+from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.ops.backend import target_backend
+from jaxmamba3d.ops.dtypes import check_floating
 
 Triple = tuple[int, int, int]
 
@@ -18,7 +19,7 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
     convolved one by one in 2D and summed.
 
     Args:
-        x: [B, X, Y, Z, C].
+        x: [B, X, Y, Z, C], floating.
         kernel: [KX, KY, KZ, C, C_out], odd sizes.
         strides: voxels.
 
@@ -26,10 +27,12 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
         [B, X / stride, Y / stride, Z / stride, C_out] in x's dtype, sizes rounded up.
 
     Raises:
-        ValueError: a size of the kernel is even.
+        ValueError: x is of another shape or not floating, or a size of the kernel is even.
 
     Source: `torch.nn.Conv3d` with padding (k - 1) // 2.
     """
+    check_shape("x", x, "[B, X, Y, Z, C]", (None, None, None, None, kernel.shape[3]))
+    check_floating("x", x)
     odd = all(size % 2 for size in kernel.shape[:3])
     check_that(odd, "kernel", "of odd sizes along X, Y and Z", f"shape {list(kernel.shape)}")
     kernel = kernel.astype(x.dtype)
@@ -63,7 +66,7 @@ def upsample3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Transposed convolution whose stride is its kernel size: each voxel becomes one block of voxels.
 
     Args:
-        x: [B, X, Y, Z, C].
+        x: [B, X, Y, Z, C], floating.
         kernel: [KX, KY, KZ, C, C_out].
 
     Returns:
@@ -71,7 +74,8 @@ def upsample3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Source: `torch.nn.ConvTranspose3d` with stride = kernel size.
     """
-    blocks = jnp.einsum("bxyzi,uvwio->bxuyvzwo", x, kernel)
+    check_floating("x", x)
+    blocks = jnp.einsum("bxyzi,uvwio->bxuyvzwo", x, kernel.astype(x.dtype))
     for axis in 1, 2, 3:  # one at a time: JAX reshapes arrays that lie over explicit mesh axes only so
         blocks = blocks.reshape(*blocks.shape[:axis], -1, *blocks.shape[axis + 2 :])
     return blocks

@@ -252,6 +252,8 @@ def save_params(folder: Path, params: Any) -> None:
 def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
     """The parameters of a training run's checkpoint, without its optimizer.
 
+    A training that goes on may replace the checkpoint while it is read: then its successor is read.
+
     Args:
         folder: the folder given to `Checkpoints`.
         template: parameters of the same net, or their shapes; they come to the default device.
@@ -261,20 +263,29 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is damaged.
     """
-    steps = folder.absolute() / which
-    if not has_checkpoint(folder, which):
-        raise FileNotFoundError(f"{steps}: no finished checkpoint here; train this fold first")
+    while True:
+        if not has_checkpoint(folder, which):
+            steps = folder.absolute() / which
+            raise FileNotFoundError(f"{steps}: no finished checkpoint here; train this fold first")
+        step = _latest(folder, which)
+        try:
+            return _restore_params(step.absolute(), template)
+        except ValueError:
+            if step == _latest(folder, which):
+                raise
+
+
+def _restore_params(checkpoint: Path, template: Any) -> Any:
     # Of several processes each reads by itself, so that none waits for another.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )
     options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
-    remedy = "train this fold again"
-    named = _damage_named(_latest(folder, which), remedy)
-    with ocp.CheckpointManager(steps, options=options) as manager, named:
+    named = _damage_named(checkpoint, "train this fold again")
+    with ocp.CheckpointManager(checkpoint.parent, options=options) as manager, named:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(template, here)))
-        return _unflatten(template, manager.restore(manager.latest_step(), args=args)["params"])
+        return _unflatten(template, manager.restore(int(checkpoint.name), args=args)["params"])
 
 
 def check_path(folder: Path) -> None:

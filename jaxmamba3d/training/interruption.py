@@ -1,4 +1,4 @@
-"""Schedulers that want the machine back."""
+"""Schedulers that want the machine back, and users who have seen enough."""
 
 import itertools
 import signal
@@ -17,6 +17,9 @@ class Interruption:
 
     Several processes agree on one step to stop after, by JAX's own preemption service.
 
+    Ctrl-C interrupts as ever, but not only: in some places, such as JAX's own work at a garbage collection,
+    Python discards the exception.
+
     Attributes:
         received: whether SIGTERM came, as all processes know it.
     """
@@ -25,22 +28,34 @@ class Interruption:
         self.received = False
         # Handlers may be set in the main thread alone, and JAX's service has one of its own.
         in_main_thread = threading.current_thread() is threading.main_thread()
-        self._handles = in_main_thread and jax.process_count() == 1
+        self._handlers = {signal.SIGINT: self._interrupt} if in_main_thread else {}
+        if in_main_thread and jax.process_count() == 1:
+            self._handlers[signal.SIGTERM] = self._receive
+        self._interrupted = False
 
     def __enter__(self) -> "Interruption":
-        if self._handles:
-            self._former = signal.signal(signal.SIGTERM, self._receive)
+        self._former = {number: signal.signal(number, handler) for number, handler in self._handlers.items()}
         return self
 
     def __exit__(self, *_) -> None:
-        if self._handles:
-            signal.signal(signal.SIGTERM, self._former)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def has_come(self) -> bool:
-        """Whether to stop now; to be asked by every process after every step."""
+        """Whether to stop now; to be asked by every process after every step.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came, and went unheard.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_asked)):
             self.received = True
         return self.received
 
     def _receive(self, *_) -> None:
         self.received = True
+
+    def _interrupt(self, *_) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """The made-up dataset: layout, variety, and that it takes more than a threshold."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -128,6 +129,17 @@ def test_an_existing_folder_is_left_alone(dataset):
     with pytest.raises(FileExistsError, match="phantoms: already there; choose another folder"):
         write_phantom_dataset(dataset, CONFIG)
     assert sorted(dataset.rglob("*")) == before
+
+
+def test_of_two_that_write_it_the_second_waits_for_the_first(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = tmp_path / "phantoms"
+    with ThreadPoolExecutor(2) as both:
+        for done in [both.submit(write_phantom_dataset, folder, CONFIG) for _ in range(2)]:
+            done.result()
+    assert "waiting: another process writes" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["phantoms"]
+    assert len(list(folder.rglob("*.nii.gz"))) == 2 * CONFIG.cases
 
 
 def test_a_killed_run_leaves_no_dataset_and_is_no_obstacle(tmp_path, monkeypatch):

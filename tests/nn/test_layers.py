@@ -24,6 +24,7 @@ from jaxmamba3d.nn import (
     ResidualBlock,
     Upsample3D,
 )
+from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.backend import compile_for
 
 
@@ -124,13 +125,23 @@ def test_inputs_are_checked(make, shape, message):
         layer(jnp.ones(shape))
 
 
+@pytest.mark.parametrize("make", [LayerNorm, lambda features, rngs: InstanceNorm(features), MambaBlock])
+def test_whole_numbers_are_not_normalised(make):
+    """They would be cut off to whole numbers."""
+    layer = make(8, rngs=nnx.Rngs(0))
+    shape = (1, 2, 2, 2, 8) if isinstance(layer, InstanceNorm) else (1, 4, 8)
+    with pytest.raises(ValueError, match="x must be floating, got int32"):
+        layer(jnp.ones(shape, jnp.int32))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"d_state": 0}, "d_state must be at least 1, got 0"),
-        ({"d_conv": 0}, "d_conv must be at least 1"),
-        ({"dt_rank": 0}, "dt_rank must be at least 1"),
-        ({"expand": 0}, "expand must be at least 1"),
+        ({"d_state": 0}, "d_state must be greater than 0, got 0"),
+        ({"d_state": 2.5}, "d_state must be a whole number, got 2.5"),
+        ({"d_conv": 0}, "d_conv must be greater than 0"),
+        ({"dt_rank": 0}, "dt_rank must be greater than 0"),
+        ({"expand": 0}, "expand must be greater than 0"),
         ({"scan_implementation": "fast"}, "scan_implementation must be one of reference, .*, got 'fast'"),
     ],
 )

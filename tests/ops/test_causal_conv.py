@@ -72,6 +72,8 @@ def test_gradients_are_those_of_the_loop(reverse, dtype):
 def test_dtypes_are_checked():
     with pytest.raises(ValueError, match="x must be floating, got int32"):
         causal_conv(jnp.zeros((1, 5, 3), int), jnp.zeros((4, 3)), jnp.zeros(3))
+    with pytest.raises(ValueError, match="weight must be floating, got complex64"):
+        causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((4, 3), complex), jnp.zeros(3))
 
 
 def test_shapes_are_checked():
@@ -79,3 +81,5 @@ def test_shapes_are_checked():
         causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros(()), jnp.zeros(3))
     with pytest.raises(ValueError, match=r"weight must have shape \[W, D\] = \[any, 3\], got \[4, 2\]"):
         causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((4, 2)), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"weight must be of at least one row, got shape \[0, 3\]"):
+        causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((0, 3)), jnp.zeros(3))

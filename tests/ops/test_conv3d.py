@@ -60,6 +60,25 @@ def test_the_result_is_of_the_volumes_dtype(size):
     assert (y.dtype, y.shape) == (jnp.bfloat16, (1, 4, 4, 4, 2))
 
 
+def test_upsampled_volumes_keep_their_dtype():
+    y = upsample3d(jnp.zeros((1, 2, 2, 2, 3), jnp.bfloat16), jnp.zeros((2, 2, 2, 3, 4)))
+    assert (y.dtype, y.shape) == (jnp.bfloat16, (1, 4, 4, 4, 4))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("function", [conv3d, upsample3d])
+def test_whole_numbers_are_refused(function, size):
+    """The kernel would be cut off to whole numbers."""
+    with pytest.raises(ValueError, match="x must be floating, got int32"):
+        function(jnp.ones((1, 4, 4, 4, 1), jnp.int32), jnp.ones((size, size, size, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4, 1), (1, 4, 4, 4, 2)])
+def test_shapes_are_checked(shape):
+    with pytest.raises(ValueError, match=r"x must have shape \[B, X, Y, Z, C\] = \[any, any, any, any, 1\]"):
+        conv3d(jnp.ones(shape), jnp.ones((1, 1, 1, 1, 1)))
+
+
 def test_upsampling_writes_one_block_a_voxel():
     x, kernel = normal(2, 2, 3, 2, 4), normal(1, 2, 3, 4, 5)
     y = np.asarray(upsample3d(x, kernel))

@@ -67,6 +67,27 @@ def test_programs_that_work_off_several_chunks_and_tiles(reverse, length, channe
         assert_like_reference(arguments, "pallas_triton", tolerance, delta_softplus=True, reverse=reverse)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"chunk": 48}, "chunk must be a power of two for the Triton kernels, got 48"),
+        ({"stride": 16, "chunk": 8}, "stride must be at most the chunk's 8 tokens, got 16"),
+        ({"chunk": 0}, "chunk must be greater than 0, got 0"),
+        ({"chunks": 32}, "the name of a block's size must be one of chunk, .*, got 'chunks'"),
+    ],
+)
+def test_impossible_blocks_are_refused(sizes, message):
+    """They would leave tokens out."""
+    with pytest.raises(ValueError, match=message), override_blocks(**sizes):
+        selective_scan(**random_arguments(1, 50, 3, 2), implementation="pallas_triton")
+
+
+def test_lists_of_numbers_are_arrays():
+    arguments = random_arguments(1, 3, 2, 2)
+    lists = {name: array.tolist() for name, array in arguments.items()}
+    np.testing.assert_array_equal(selective_scan(**lists), selective_scan(**arguments))
+
+
 @pytest.mark.parametrize("implementation", ["pallas_triton", "pallas_mosaic_tpu"])
 def test_a_gradient_has_the_blocks_of_its_call(implementation):
     def pull_back(implementation):
@@ -383,6 +404,8 @@ def test_chunks_divide_where_they_can(length):
         ({"u": jnp.zeros((0, 8, 5))}, "u must be not empty"),
         ({"A": jnp.zeros((5, 0))}, "A must be of at least one state"),
         ({"z": jnp.zeros((2, 8, 5), jnp.int32)}, "z must be floating, got int32"),
+        ({"reverse": "False"}, "reverse must be True or False, known when the call is traced, got str"),
+        ({"delta_softplus": jnp.array(True)}, "delta_softplus must be True or False, .*, got Array"),
         ({"implementation": "fast"}, "implementation must be one of reference, .*got 'fast'"),
     ],
 )

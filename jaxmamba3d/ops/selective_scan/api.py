@@ -12,6 +12,7 @@ from jax.dtypes import canonicalize_dtype
 
 from jaxmamba3d.checks import UnsupportedError, check_choice, check_shape, check_that
 from jaxmamba3d.ops.backend import target_backend
+from jaxmamba3d.ops.dtypes import check_floating
 from jaxmamba3d.ops.selective_scan import (
     pallas_mosaic_gpu,
     pallas_mosaic_tpu,
@@ -149,10 +150,12 @@ def selective_scan(
         Gu and Dao, "Mamba", arXiv 2312.00752, equations 2 and Algorithm 2; `selective_scan_ref` in
         mamba_ssm/ops/selective_scan_interface.py, whose tensors are [B, D, L].
     """
-    arguments = jax.tree.map(jnp.asarray, ScanArguments(u, delta, A, B, C, D, z, delta_bias, h0))
+    given = (u, delta, A, B, C, D, z, delta_bias, h0)
+    arguments = ScanArguments(*(None if array is None else jnp.asarray(array) for array in given))
     _check(arguments)
     for name, flag in (("delta_softplus", delta_softplus), ("reverse", reverse)):
-        check_that(not isinstance(flag, jax.Array), name, "known when the call is traced", "an array")
+        known = isinstance(flag, bool | np.bool_)
+        check_that(known, name, "True or False, known when the call is traced", type(flag).__name__)
     arguments = varying_together(arguments.with_float32_parameters())
     backend = target_backend()
     if implementation is None:
@@ -235,4 +238,4 @@ def _check(arguments: ScanArguments) -> None:
     for name, array, legend in zip(ScanArguments._fields, arguments, legends, strict=True):
         if array is not None:
             check_shape(name, array, *legend)
-            check_that(jnp.issubdtype(array.dtype, jnp.floating), name, "floating", array.dtype)
+            check_floating(name, array)

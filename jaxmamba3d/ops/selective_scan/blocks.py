@@ -24,6 +24,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from jaxmamba3d.checks import check_choice, check_count, check_that
+
 WARP = 32
 FORWARD_NUMBERS, GRADIENT_NUMBERS = 32, 16
 GRADIENT_TILE = 16
@@ -111,7 +113,12 @@ def triton_blocks(batch: int, length: int, channels: int, states: int, chunk: in
         run=max(1, chunks // programs),
         groups=math.ceil(tiles / splits),
     )
-    return dataclasses.replace(_overridden(blocks), chunk=chunk)
+    blocks = dataclasses.replace(_overridden(blocks), chunk=chunk)
+    for name, size in dataclasses.asdict(blocks).items():
+        free = name in ("run", "groups")
+        check_that(free or size == _power_of_two(size), name, "a power of two for the Triton kernels", size)
+    check_that(blocks.stride <= chunk, "stride", f"at most the chunk's {chunk} tokens", blocks.stride)
+    return blocks
 
 
 def leaves_gpu_idle(batch: int, length: int, channels: int) -> bool:
@@ -172,7 +179,16 @@ Overrides = tuple[tuple[str, int], ...]
 
 
 def override_blocks(**fields: int) -> contextlib.AbstractContextManager[None]:
-    """Sets those of the fields that a kernel's blocks have, for all calls inside and their gradients."""
+    """Sets those of the fields that a kernel's blocks have, for all calls inside and their gradients.
+
+    Raises:
+        ValueError: no kernel's blocks have such a field, or a value is no whole number above 0.
+    """
+    kinds = TritonBlocks, MosaicGpuBlocks, TpuBlocks
+    known = sorted({field.name for kind in kinds for field in dataclasses.fields(kind)})
+    for name, value in fields.items():
+        check_choice("the name of a block's size", name, known)
+        check_count(name, value)
     return overriding(tuple((_overrides.get() | fields).items()))
 
 
