@@ -1,4 +1,4 @@
-"""Checks of values and shapes; a failure is a ValueError that names argument, wanted and find."""
+"""Checks of values and shapes; a failure is a ValueError that names argument, wanted and found."""
 
 import math
 import numbers
@@ -31,8 +31,9 @@ def check_positive(argument: str, value: float) -> None:
 
 def check_count(argument: str, value: int) -> None:
     """Raises ValueError unless value is a whole number above 0."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    check_that(whole, argument, "a whole number", repr(value))
     check_positive(argument, value)
-    check_that(isinstance(value, numbers.Integral), argument, "a whole number", repr(value))
 
 
 def check_choice(argument: str, value: Any, choices: Collection[Any]) -> None:

@@ -306,8 +306,9 @@ def run_command(command) -> None:
         level = (os.environ.get("JAXMAMBA3D_LOG_LEVEL") or "INFO").upper()
         check_choice("JAXMAMBA3D_LOG_LEVEL", level, ("DEBUG", "INFO", "WARNING", "ERROR"))
         logging.getLogger("jaxmamba3d").setLevel(level)
-        # What Orbax says there in pages, it raises too.
-        logging.getLogger("absl").setLevel("WARNING" if level == "DEBUG" else "CRITICAL")
+        if level != "DEBUG":
+            for handler in logging.getLogger().handlers:
+                handler.addFilter(_is_not_raised_too)
         command()
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         _end(f"error: {error}")
@@ -329,6 +330,11 @@ def run_command(command) -> None:
     except Exception:
         _end_at_once(traceback.format_exc())
         raise
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Orbax logs its errors, in pages, and raises them."""
+    return record.name != "absl" or record.levelno < logging.ERROR
 
 
 def _end(message: str) -> NoReturn:

@@ -5,7 +5,7 @@ import os
 import platform
 
 PACKAGES = ("jaxmamba3d", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
-"""On which results depend."""
+"""Those on which results depend."""
 
 
 def core_count() -> int:
@@ -16,7 +16,7 @@ def core_count() -> int:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of Python and of the packages on which results depend."""
+    """The versions of Python and of `PACKAGES`."""
     return {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()}
 
 

@@ -132,7 +132,11 @@ class Run:
     def orientations(self) -> tuple[str, ...]:
         """How the images that it was planned for are stored, such as RAS; empty if that is not known."""
         path = self.folder / ORIENTATIONS
-        return tuple(load_json(path, "cases by orientation")) if path.is_file() else ()
+        if not path.is_file():
+            return ()
+        found = load_json(path, "how many cases have each orientation")
+        check_that(isinstance(found, dict), str(path), "counts of cases by orientation", found)
+        return tuple(found)
 
     def task(self) -> Task:
         """What its training steps learn."""

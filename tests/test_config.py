@@ -67,6 +67,8 @@ def test_impossible_nets_are_named(change, message):
     [
         (lambda: TrainConfig(epochs=0), "train.epochs must be greater than 0, got 0"),
         (lambda: TrainConfig(epochs=1e3), "train.epochs must be a whole number, got 1000.0"),
+        (lambda: TrainConfig(epochs=True), "train.epochs must be a whole number, got True"),
+        (lambda: TrainConfig(epochs="3"), "train.epochs must be a whole number, got '3'"),
         (lambda: DataConfig(patch_size=(8, 8)), r"data.patch_size must be three sizes, got \(8, 8\)"),
         (lambda: DataConfig(patch_size=(8, 8, 0)), "data.patch_size must be greater than 0, got 0"),
         (lambda: TrainConfig(mirror_axes=(3,)), "train.mirror_axes must be different axes out of 0, 1, 2"),

@@ -69,7 +69,7 @@ def _measure(
         return values.to(getattr(torch, dtype)).requires_grad_(backward)
 
     u, delta, z, B, C = (sequence(width) for width in (channels, channels, channels, states, states))
-    A = -torch.arange(1.0, states + 1, device=device).repeat(channels, 1).requires_grad_(False)
+    A = -torch.arange(1.0, states + 1, device=device).repeat(channels, 1)
     D, delta_bias = torch.ones(channels, device=device), torch.full((channels,), -4.0, device=device)
     parameters = [x.requires_grad_(backward) for x in (A, D, delta_bias)]
     inputs = [u, delta, A, B, C, D, z, delta_bias]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from jaxmamba3d.augment import AugmentationPlan, augment
 from jaxmamba3d.augment.gallery import effects_alone
-from jaxmamba3d.checks import check_choice, check_positive
+from jaxmamba3d.checks import check_choice, check_count, check_positive
 from jaxmamba3d.config import DataConfig
 from jaxmamba3d.data import Workspace
 from jaxmamba3d.data.pipeline import training_batches
@@ -83,10 +83,10 @@ def bench_pipeline(
         FileNotFoundError: the cases are not preprocessed.
     """
     check_choice("configuration", configuration, workspace.plans.configurations)
-    wanted = {"batch_size": batch_size, "threads": threads, "seconds": seconds, "repeats": repeats}
-    for name, value in wanted.items():
+    check_positive("seconds", seconds)
+    for name, value in {"batch_size": batch_size, "threads": threads, "repeats": repeats}.items():
         if value is not None:
-            check_positive(name, value)
+            check_count(name, value)
     plan = workspace.plans.configurations[configuration]
     patch_size, batch_size = patch_size or plan.patch_size, batch_size or plan.batch_size
     augmentation = AugmentationPlan.for_patches(patch_size, plan.use_mask_for_norm)

@@ -18,7 +18,7 @@ from jaxmamba3d.bench.floors import chip_rates, floor_seconds
 from jaxmamba3d.bench.peers import DOES_NOT_FIT, peers
 from jaxmamba3d.bench.shapes import ScanShape
 from jaxmamba3d.bench.timing import Timing, time_calls
-from jaxmamba3d.checks import check_that
+from jaxmamba3d.checks import check_count, check_that
 from jaxmamba3d.files import replacing, write_json, write_text
 from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
 from jaxmamba3d.wording import markdown_table
@@ -84,10 +84,11 @@ def bench_scan(
         a row for each implementation and peer, scan, dtype, direction and pass.
 
     Raises:
-        ValueError: `longest` leaves no scan.
+        ValueError: `longest` leaves no scan, or repeats is below 1.
     """
     chosen = [shape for shape in shapes if longest is None or shape.length <= longest]
     shortest = min((shape.length for shape in shapes), default=0)
+    check_count("repeats", repeats)
     check_that(bool(chosen), "longest", f"at least the {shortest} tokens of the shortest scan", longest)
     cases = list(itertools.product(dtypes, (False, True), (False, True)))
     total = len(chosen) * len(cases) * len([*implementations, *peers()])

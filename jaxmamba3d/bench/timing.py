@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxmamba3d.checks import check_count
+
 
 class Timing(NamedTuple):
     """Seconds a call: the median, and the distance of the quartiles."""
@@ -15,7 +17,9 @@ class Timing(NamedTuple):
     spread: float
 
 
-def time_calls(call: Callable[[], Any], *, repeats: int, wait: Callable[[Any], Any] = jax.block_until_ready):
+def time_calls(
+    call: Callable[[], Any], *, repeats: int, wait: Callable[[Any], Any] = jax.block_until_ready
+) -> Timing:
     """Times a call that was compiled and has run before.
 
     Args:
@@ -23,9 +27,10 @@ def time_calls(call: Callable[[], Any], *, repeats: int, wait: Callable[[Any], A
         repeats: how often, at least 1.
         wait: called with the result; returns when it is there.
 
-    Returns:
-        a `Timing`.
+    Raises:
+        ValueError: repeats is below 1.
     """
+    check_count("repeats", repeats)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -15,6 +15,7 @@ from jaxmamba3d.data.nifti import (
     misplacement,
     orientation,
     read_geometries,
+    read_geometry,
     read_label,
     read_volume,
 )
@@ -110,30 +111,34 @@ def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> In
     return InspectedCase(problems, image, label)
 
 
-def check_headers(cases: Sequence[Case]) -> dict[str, int]:
-    """Warns of headers that contradict themselves or each other's orientation; one that cannot be read is not
-    asked.
-
-    Returns:
-        How many cases are stored in each orientation, such as {"RAS": 20}.
-    """
-    found, orientations = {}, {}
+def find_orientations(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """The names of the cases that are stored in each orientation, such as {"RAS": ["case_0"]}; files that
+    cannot be read are skipped."""
+    found: dict[str, list[str]] = {}
     for case in cases:
         with contextlib.suppress(ValueError, FileNotFoundError):
-            geometry, _ = read_geometries(case.images)
-            orientations.setdefault(orientation(geometry), []).append(case.name)
-            if what := contradiction(geometry):
-                found[case.name] = what
+            found.setdefault(orientation(read_geometry(case.images[0])[0]), []).append(case.name)
+    return dict(sorted(found.items()))
+
+
+def warn_of_headers(cases: Sequence[Case]) -> None:
+    """Warns of headers that contradict themselves, and of several orientations; files that cannot be read are
+    skipped."""
+    orientations = find_orientations(cases)
     if len(orientations) > 1:
         each = _listed(orientations)
         logger.warning("cases are stored in several orientations, which the net sees: %s", each)
+    found = {}
+    for case in cases:
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            if what := contradiction(read_geometries(case.images)[0]):
+                found[case.name] = what
     if found:
         (first, what), others = next(iter(found.items())), len(found) - 1
         more = f" and {others} others" if others else ""
         logger.warning(
             "%s%s: %s; the spacing is pixdim's, and the axes count as orthogonal", first, more, what
         )
-    return {code: len(names) for code, names in sorted(orientations.items())}
 
 
 def check_images(cases: Sequence[Case], channels: int, orientations: Collection[str] = ()) -> None:
@@ -163,15 +168,14 @@ def check_images(cases: Sequence[Case], channels: int, orientations: Collection[
         raise ValueError(f"{len(bad)} of {len(cases)} cases are bad; fix or remove them:\n" + "\n".join(bad))
     if orientations and others:
         logger.warning(
-            "the net sees images as they are stored, in training as %s, here %s: store these as those are, "
-            "or expect wrong segmentations",
+            "the training's images are stored as %s, but of these %s: reorient them, or expect wrong "
+            "segmentations",
             ", ".join(orientations),
             _listed(others),
         )
 
 
 def _listed(orientations: Mapping[str, Sequence[str]]) -> str:
-    """Counts and examples of the cases of each orientation."""
-    return ", ".join(
-        f"{len(names)} as {code} ({names[0]}, ...)" for code, names in sorted(orientations.items())
-    )
+    """Counts and an example of the cases of each orientation."""
+    each = (f"{len(names)} as {code} (such as {names[0]})" for code, names in sorted(orientations.items()))
+    return ", ".join(each)

@@ -11,7 +11,7 @@ from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.cases import Dataset
 from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
-from jaxmamba3d.data.inspection import check_dataset, check_headers
+from jaxmamba3d.data.inspection import check_dataset, find_orientations, warn_of_headers
 from jaxmamba3d.data.planning import CONFIGURATIONS, REFERENCE_GB, normalization_of, plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
@@ -32,7 +32,7 @@ class Workspace:
         dataset: the raw data; cases in no fold are test cases.
         plans: how it is preprocessed and which net fits.
         splits: for each fold the case names `train` and `val`.
-        orientations: how many cases are stored in each, such as {"RAS": 20}; empty if that is not known.
+        orientations: how many cases of the folds are stored in each, such as {"RAS": 20}; empty: not known.
     """
 
     folder: Path
@@ -154,7 +154,7 @@ def plan_workspace(
         check_choice("configuration", configuration, plans.configurations if plans else CONFIGURATIONS)
         _check_fold(fold, splits)
     in_folds = _without_test_cases(dataset, splits)
-    orientations = check_headers(dataset.cases)
+    warn_of_headers(dataset.cases)
     if plans is not None:
         check_dataset(dataset, processes=processes)
     else:
@@ -163,6 +163,7 @@ def plan_workspace(
         fingerprint = compute_fingerprint(in_folds, processes=processes)
         plans = plan_dataset(in_folds, memory_gb=memory_gb, fingerprint=fingerprint)
     plans = respaced(plans, configuration, spacing)
+    orientations = {code: len(names) for code, names in find_orientations(in_folds.cases).items()}
     cases = {case.name: case.identity() for case in dataset.cases}
     with folder_lock(folder, busy=lambda: logger.info("waiting: another process plans %s", folder)):
         if fingerprint is not None:

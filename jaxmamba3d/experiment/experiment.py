@@ -48,7 +48,8 @@ def run_experiment(config: ExperimentConfig) -> Evaluation | None:
                 if is_main_process() and fold != folds[0]:
                     locks.enter_context(run.fold_lock(fold))
             train(run, workspace, fold)
-            predict_validation_cases(run, workspace, fold)
+            with all_leave_together():  # whatever happens to one, the others finish their share
+                predict_validation_cases(run, workspace, fold)
             if jax.process_count() == 1:
                 scores[fold] = score_validation_cases(run, workspace, fold)
             gc.collect()  # arrays that only a cycle still holds would stay on the device

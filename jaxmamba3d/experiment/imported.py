@@ -1,11 +1,12 @@
 """Runs made of networks that the authors' code trained."""
 
 from pathlib import Path
+from typing import Any
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, TrainConfig
 from jaxmamba3d.data import description_from_json, load_plans, load_splits, plans_from_json, read_description
-from jaxmamba3d.nets import read_trainer, read_weights
+from jaxmamba3d.nets import read_training_record, read_weights
 from jaxmamba3d.run import Run, import_weights
 
 
@@ -22,8 +23,8 @@ def import_checkpoint(
 ) -> Run:
     """Makes a run folder, ready to predict, of a checkpoint of the authors' code.
 
-    What is None is what the checkpoint says, as far as it is one of nnU-Net's trainer; so are the axes along
-    which it may be mirrored.
+    Arguments left None are read from the checkpoint, if nnU-Net's trainer wrote it; so are the axes along
+    which images may be mirrored.
 
     Args:
         file: see `read_weights`.
@@ -40,28 +41,40 @@ def import_checkpoint(
             `load_splits` and `import_weights`; or the checkpoint does not hold what was not given.
     """
     file = Path(file)
-    trainer = read_trainer(file) if file.suffix == ".pth" else {}
-    told = trainer.get("init_args", {})
-    for argument, key, given in (("plans", "plans", plans), ("dataset_json", "dataset_json", dataset_json)):
-        wanted = f"given for {file}, which does not tell it"
-        check_that(given is not None or key in told, argument, wanted, "none")
-    fold = told.get("fold") if fold is None else fold
-    axes = trainer.get("inference_allowed_mirroring_axes", TrainConfig.mirror_axes)
+    record = read_training_record(file) if file.suffix == ".pth" and file.is_file() else {}
+    init_args = record.get("init_args")
+    init_args = init_args if isinstance(init_args, dict) else {}
+    weights = read_weights(file)
+    for argument, given in (("plans", plans), ("dataset_json", dataset_json)):
+        wanted = f"given for {file}, which does not contain it"
+        check_that(given is not None or argument in init_args, argument, wanted, "none")
+    if fold is None:
+        found = str(init_args.get("fold"))
+        fold = int(found) if found.isdigit() else 0
     config = ExperimentConfig(
         output=str(output),
         data=DataConfig(
-            configuration=configuration or told.get("configuration", DataConfig.configuration),
-            fold=fold if isinstance(fold, int) else 0,
+            configuration=configuration or init_args.get("configuration", DataConfig.configuration),
+            fold=fold,
         ),
         net=NetOptions(name=net),
-        train=TrainConfig(mirror_axes=tuple(axes or ())),
+        train=TrainConfig(mirror_axes=_mirror_axes(file, record)),
     )
     return import_weights(
-        read_weights(file),
+        weights,
         config,
-        plans_from_json(told["plans"], f"{file}: plans") if plans is None else load_plans(plans),
-        description_from_json(told["dataset_json"], f"{file}: dataset_json")
+        plans_from_json(init_args["plans"], f"{file}: plans") if plans is None else load_plans(plans),
+        description_from_json(init_args["dataset_json"], f"{file}: dataset_json")
         if dataset_json is None
         else read_description(dataset_json),
         None if splits is None else load_splits(splits),
     )
+
+
+def _mirror_axes(file: Path, record: dict[str, Any]) -> tuple[int, ...]:
+    """Those that a trainer allowed; all, as nnU-Net trains, where no trainer says anything."""
+    axes = record.get("inference_allowed_mirroring_axes", () if record else TrainConfig.mirror_axes)
+    axes = () if axes is None else axes
+    valid = isinstance(axes, tuple | list) and all(isinstance(axis, int) for axis in axes)
+    check_that(valid, f"{file}: inference_allowed_mirroring_axes", "axes, or None", axes)
+    return tuple(axes)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmamba3d.checks import check_positive, check_shape, check_that
+from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.data import Volume, preprocess_volume
 from jaxmamba3d.data.export import SegmentationExport
+from jaxmamba3d.data.nifti import SPACINGS_MM
 from jaxmamba3d.evaluation import apply_postprocessing
 from jaxmamba3d.experiment.prediction import folds_to_predict, make_predictor, mirror_axes_of, read_folds
 from jaxmamba3d.inference import predict_planes
@@ -19,6 +20,15 @@ class Segmenter:
 
     The weights are read once, and the net is compiled with the first image: make one and keep it.
 
+    Arrays are [C, Z, Y, X], with the file's last axis first, and stored in the orientation of the training's
+    images (`run.orientations()`). Of one file with all channels or with one, read by
+
+        nibabel     image = file.get_fdata().T, and image[None] of a 3D file; file.header.get_zooms()[2::-1]
+        SimpleITK   image = GetArrayFromImage(file)[None]; file.GetSpacing()[::-1]
+        MONAI       image = array.transpose(0, 3, 2, 1); spacing[::-1]
+
+    and `nibabel.Nifti1Image(segmentation.T, file.affine)` is the result as a file.
+
     Args:
         run: a trained run, or its folder.
         folds: to average; None: those that are fully trained, or else all.
@@ -29,7 +39,7 @@ class Segmenter:
 
     Raises:
         FileNotFoundError: there is no such run, or no such checkpoint.
-        ValueError: the run is not trained, or its checkpoint damaged.
+        ValueError: the run is not trained, its checkpoint damaged, or no fold named.
     """
 
     def __init__(
@@ -42,8 +52,10 @@ class Segmenter:
         postprocessing: bool = True,
     ):
         self.run = run if isinstance(run, Run) else open_run(run)
+        folds = folds_to_predict(self.run) if folds is None else folds
+        check_that(len(folds) > 0, "folds", "at least one fold", folds)
         self._predictor = make_predictor(self.run, mirror_axes_of(self.run, mirroring))
-        weights = read_folds(self.run, folds_to_predict(self.run) if folds is None else folds, checkpoint)
+        weights = read_folds(self.run, folds, checkpoint)
         self._folds = [self._predictor.place(parameters) for parameters in weights]
         self._decision = self.run.postprocessing() if postprocessing else None
 
@@ -51,23 +63,24 @@ class Segmenter:
         """Segments one image.
 
         Args:
-            image: [C, Z, Y, X], of any numbers: the channels as they are in the training's files, whose axes
-                X, Y, Z are reversed here (`nibabel.load(file).get_fdata().T` of one channel).
+            image: [C, Z, Y, X], real numbers as they are in the training's files.
             spacing: voxel size (mm) along Z, Y, X.
 
         Returns:
-            The classes [Z, Y, X], uint8.
+            The label values [Z, Y, X], uint8.
 
         Raises:
-            ValueError: the image is of other channels or not finite, or the spacing not above 0.
+            ValueError: the image is of other channels, not real or not finite, or the spacing is none.
         """
         channels = self.run.net.in_channels
-        image = np.array(image, np.float32)  # a copy, which preprocessing overwrites
+        given = np.asarray(image)
+        check_that(given.dtype.kind in "buif", "image", "of real numbers", given.dtype)
+        image = given.astype(np.float32)  # a copy, which preprocessing overwrites
         check_shape("image", image, "[C, Z, Y, X]", (channels, None, None, None))
         check_that(bool(np.isfinite(image).all()), "image", "finite", "NaN or infinite voxels")
-        check_that(len(spacing) == 3, "spacing", "three lengths (mm), along Z, Y, X", spacing)
-        for length in spacing:
-            check_positive("spacing", length)
+        low, high = SPACINGS_MM
+        valid = np.shape(spacing) == (3,) and all(low <= length <= high for length in spacing)
+        check_that(valid, "spacing", f"three lengths from {low:g} to {high:g} mm, along Z, Y, X", spacing)
         plans, config = self.run.plans, self.run.config
         volume = Volume(image, tuple(map(float, spacing)), geometry={})
         case = preprocess_volume(volume, None, plans, config.data.configuration, name="image")

@@ -157,5 +157,6 @@ def predict_cases(
                 exporter.submit(export.add, plane)
             exporter.submit(write, case, properties["geometry"], export)
     if bad:
-        what = f"{len(bad)} of {len(cases)} cases are bad and were left out; fix or remove them"
+        share = " of this process" if jax.process_count() > 1 else ""
+        what = f"{len(bad)} of {len(cases)} cases{share} are bad and were left out; fix or remove them"
         raise ValueError(f"{what}:\n" + "\n".join(bad))

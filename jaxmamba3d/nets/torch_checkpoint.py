@@ -56,7 +56,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
 
 
-def read_trainer(path: str | Path) -> dict[str, Any]:
+def read_training_record(path: str | Path) -> dict[str, Any]:
     """What nnU-Net's trainer wrote beside the weights, as far as it did; no tensor is read.
 
     Returns:
@@ -97,6 +97,11 @@ class _Inert:
 
     def __call__(self, *args, **kwargs):
         return self
+
+    def _ignore(self, *args):
+        """How unpickling fills dictionaries, lists and sets."""
+
+    __setitem__ = append = extend = add = _ignore
 
 
 class _Unpickler(pickle.Unpickler):

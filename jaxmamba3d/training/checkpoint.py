@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,11 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from jaxmamba3d.checks import check_that, differences
+from jaxmamba3d.checks import InterruptedTraining, check_that, differences
 from jaxmamba3d.files import DISK_FULL, load_json, unwritten
 from jaxmamba3d.training.epoch import EpochProgress
+from jaxmamba3d.training.processes import is_main_process, main_process_says
 from jaxmamba3d.training.steps import TrainState
 from jaxmamba3d.wording import memory
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Their folder in that of a fold."""
@@ -69,7 +73,8 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one training run: the latest ones, and the parameters of the best.
 
-    They are written while the training goes on. Errors of writing come with the next call.
+    They are written while the training goes on; errors in writing are raised by the next call. A context
+    manager, which ends when all is written; it must be used by every process, and by one training at a time.
 
     Args:
         folder: made if missing; holds `latest/STEP` and `best/STEP`.
@@ -85,6 +90,8 @@ class Checkpoints:
         self._free = {SETTINGS} if allow_changed_settings else set()
         self._folder, self._keep = folder, keep
         self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
+        if is_main_process():
+            _remove_half_written(folder)
         self._managers = {
             name: _Manager(
                 folder.absolute() / name,
@@ -120,7 +127,7 @@ class Checkpoints:
         step = int(state.step)
         is_best = position.best_step == step
         with _full_disks_named(self._folder):
-            self._wait()  # for the writing of the last ones, after which older ones go
+            self._wait()  # older checkpoints are deleted when the last are written, and leave their room
             latest, best = _sizes(state)
             if shutil.disk_usage(self._folder).free < latest + is_best * best:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would say it in pages
@@ -149,6 +156,7 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is of another net or data (the difference is named), imported or
                 damaged.
+            OSError: the best one must be written again, and the disk is full.
         """
         self._wait()
         saved = read_saved(self._folder)
@@ -167,8 +175,11 @@ class Checkpoints:
             )
         optimizer, step = _unflatten(rest, restored["optimizer"])
         state = TrainState(_unflatten(template.params, restored["params"]), optimizer, step)
-        if saved.position.best_step == saved.step and saved.step not in self._managers["best"].all_steps():
-            self._save_best(state, saved.position)  # the process was killed before that was written
+        whole = has_checkpoint(self._folder, "best") and _latest(self._folder, "best").name == str(saved.step)
+        if main_process_says(saved.position.best_step == saved.step and not whole):
+            with _full_disks_named(self._folder):  # the process was killed before that was written
+                self._save_best(state, saved.position)
+                self._wait()
         return state, saved.position
 
     def _check_identity(self, stored: dict[str, Any]) -> None:
@@ -179,6 +190,17 @@ class Checkpoints:
         different = "; ".join(differences(there, here))
         wanted = "of this net, data and settings (choose another output folder, or the same settings)"
         check_that(not different, f"checkpoint {self._managers['latest'].directory}", wanted, different)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        try:
+            self.close()
+        except Exception as error:
+            if kind is None or issubclass(kind, InterruptedTraining):
+                raise
+            logger.error("%s", error)  # and what is on its way already says why the training ends
 
     def close(self) -> None:
         """Returns when all is written.
@@ -196,6 +218,13 @@ class Checkpoints:
     def _wait(self) -> None:
         for manager in self._managers.values():
             manager.wait_until_finished()
+
+
+def _remove_half_written(folder: Path) -> None:
+    """What a process that was killed, or a disk that was full, has left in a folder of checkpoints."""
+    for path in folder.glob("*/*"):
+        if path.is_dir() and ocp.utils.is_tmp_checkpoint(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sizes(state: TrainState) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def train_fold(
             identity=identity,
             allow_changed_settings=train.allow_changed_settings,
         )
-        stack.callback(checkpoints.close)
+        stack.enter_context(checkpoints)
         position = Position(epoch=0, iterator={}, best_score=-math.inf)
         if restored := checkpoints.restore(state):
             state, position = restored
@@ -153,8 +153,8 @@ def train_fold(
             checkpoints.save(state, position)
             if interruption.received:
                 break
-        if interruption.received:
-            raise InterruptedTraining(_words(position))
+    if interruption.received:  # maybe while the last checkpoint was written
+        raise InterruptedTraining(_words(position))
 
 
 def check_can_go_on(folder: Path, config: ExperimentConfig) -> None:

@@ -7,7 +7,7 @@ from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti
 
 from jaxmamba3d.data.cases import Case
 from jaxmamba3d.data.dataset import find_images, read_dataset
-from jaxmamba3d.data.inspection import check_dataset, check_headers, check_images
+from jaxmamba3d.data.inspection import check_dataset, check_images, find_orientations, warn_of_headers
 
 
 def message_of(folder) -> list[str]:
@@ -170,13 +170,17 @@ def test_images_of_several_orientations_are_warned_of(tmp_path, caplog):
     for name, signs in (("a", (1, 1, 1)), ("b", (-1, -1, 1)), ("c", (1, 1, 1))):
         path = write_nifti(tmp_path / f"{name}.nii.gz", np.zeros((4, 4, 4), np.int16), np.diag([*signs, 1.0]))
         cases.append(Case(name, (path,)))
-    assert check_headers(cases[::2]) == {"RAS": 2}
+    warn_of_headers(cases[::2])
     check_images(cases, 1)
     check_images(cases, 1, ["LPS", "RAS"])
     assert caplog.text == ""
-    assert check_headers(cases) == {"LPS": 1, "RAS": 2}
-    said = "stored in several orientations, which the net sees: 1 as LPS (b, ...), 2 as RAS (a, ...)"
+    assert find_orientations([*cases, Case("d", (tmp_path / "d.nii.gz",))]) == {
+        "LPS": ["b"],
+        "RAS": ["a", "c"],
+    }
+    warn_of_headers(cases)
+    said = "stored in several orientations, which the net sees: 1 as LPS (such as b), 2 as RAS (such as a)"
     assert said in caplog.text
     caplog.clear()
     check_images(cases, 1, ["LPS"])
-    assert "in training as LPS, here 2 as RAS (a, ...): store these" in caplog.text
+    assert "images are stored as LPS, but of these 2 as RAS (such as a): reorient them" in caplog.text

@@ -138,13 +138,21 @@ class TestCheckpointsOfATrainer:
         assert set(made.net.features) == {2}
 
     @pytest.mark.parametrize(
-        ("axes", "fold", "expected"), [(None, "all", ((), 0)), ([1], 0, ((1,), 0))], ids=str
+        ("axes", "fold", "expected"), [(None, "all", ((), 0)), ([1], "2", ((1,), 2))], ids=str
     )
     def test_say_where_they_may_be_mirrored(self, checkpoint, tmp_path, axes, fold, expected):
         told = pickle.loads(zipfile.ZipFile(checkpoint()).read("archive/data.pkl"))["init_args"]
         file = checkpoint(inference_allowed_mirroring_axes=axes, init_args=told | {"fold": fold})
         made = experiment.import_checkpoint(file, tmp_path / "made", net="resunet")
         assert (made.config.train.mirror_axes, made.config.data.fold) == expected
+
+    def test_of_other_content_are_named(self, checkpoint, tmp_path):
+        with pytest.raises(ValueError, match=r"allowed_mirroring_axes must be axes, or None, got 2"):
+            experiment.import_checkpoint(
+                checkpoint(inference_allowed_mirroring_axes=2), tmp_path / "made", net="resunet"
+            )
+        with pytest.raises(ValueError, match=r"plans must be given for"):
+            experiment.import_checkpoint(checkpoint(init_args=None), tmp_path / "made", net="resunet")
 
     def test_give_way_to_what_is_given(self, checkpoint, dataset, tmp_path):
         file = checkpoint(init_args={"plans": {}, "configuration": "2d", "fold": 3})
@@ -161,7 +169,7 @@ class TestCheckpointsOfATrainer:
 
     def test_that_do_not_tell_are_named(self, checkpoint, dataset, tmp_path):
         make = functools.partial(experiment.import_checkpoint, output=tmp_path / "made", net="resunet")
-        with pytest.raises(ValueError, match=r"plans must be given for .*final\.pth, which does not tell it"):
+        with pytest.raises(ValueError, match=r"plans must be given for .*final\.pth, which does not c"):
             make(checkpoint(init_args={}))
         with pytest.raises(ValueError, match=r"dataset_json must be given for .*final\.pth, which"):
             make(checkpoint(init_args={}), plans=tmp_path / "plans.json")

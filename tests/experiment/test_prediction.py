@@ -44,6 +44,24 @@ def test_volumes_of_any_size_are_predicted(finished, tmp_path):
             assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
 
 
+def test_images_stored_otherwise_than_those_of_the_training_are_warned_of(finished, tmp_path, caplog):
+    run, _ = finished
+    assert run.orientations() == ("RAS",)
+    image, _ = image_and_label(0, 2, (6, 7, 8))
+    for name, signs in (("a", (1, 1, 1, 1)), ("b", (-1, -1, 1, 1))):
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", image, AFFINE @ np.diag(signs))
+    experiment.predict(run, find_images(tmp_path / "in", 2), tmp_path / "out", folds=[0])
+    assert "the training's images are stored as RAS, but of these 1 as LPS (such as b)" in caplog.text
+
+
+def test_what_orientations_a_run_of_an_older_version_has_is_not_known(finished, tmp_path):
+    run = dataclasses.replace(finished[0], folder=tmp_path)
+    assert run.orientations() == ()
+    (tmp_path / "orientations.json").write_text("5")
+    with pytest.raises(ValueError, match=r"orientations\.json must be counts of cases by orientation, got 5"):
+        run.orientations()
+
+
 def test_a_dataset_means_its_cases_in_no_fold(finished, dataset, tmp_path, caplog):
     run, _ = finished
     caplog.set_level(logging.INFO)

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import json
 import shutil
+import signal
 
 import jax
 import nibabel
@@ -14,6 +15,7 @@ from small_datasets import change_json, image_and_label, write_decathlon, write_
 from small_runs import EPOCHS, params_of, small_config
 
 from jaxmamba3d import experiment
+from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.config import (
     ExperimentConfig,
     NetOptions,
@@ -25,6 +27,7 @@ from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.machine import installed_versions
 from jaxmamba3d.run import open_run, resolve_net, start_run
+from jaxmamba3d.training import Checkpoints
 
 
 def test_a_run_leaves_all_that_describes_it(finished):
@@ -239,6 +242,22 @@ def test_more_stages_than_the_plans_have_are_named(dataset, tmp_path):
     workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
     with pytest.raises(ValueError, match=r"net.features must be at most the plans' \d stages, got 9"):
         start_run(config, workspace)
+
+
+def test_sigterm_while_the_last_checkpoint_is_written_ends_the_run(dataset, tmp_path, monkeypatch):
+    close = Checkpoints.close
+
+    def close_late(checkpoints):
+        signal.raise_signal(signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "close", close_late)
+    config = small_config(dataset, tmp_path / "run", epochs=1, steps_per_epoch=1, validation_steps=1)
+    with pytest.raises(InterruptedTraining, match="stopped by SIGTERM after epoch 1; the same command"):
+        experiment.run_experiment(config)
+    run = open_run(config.output)
+    assert run.trained_folds() == (0,)
+    assert not (run.fold_folder(0) / "validation").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(dataset, tmp_path):

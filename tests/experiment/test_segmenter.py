@@ -54,8 +54,10 @@ def test_takes_arrays_of_any_numbers(segmenter):
     [
         ((1, 4, 4, 4), (1, 1, 1), r"image must have shape \[C, Z, Y, X\] = \[2, any, any, any\], got"),
         ((4, 4, 4), (1, 1, 1), r"image must have shape .*, got \[4, 4, 4\]"),
-        ((2, 4, 4, 4), (1, 1), r"spacing must be three lengths \(mm\), along Z, Y, X, got \(1, 1\)"),
-        ((2, 4, 4, 4), (1, 1, 0), "spacing must be greater than 0, got 0"),
+        ((2, 4, 4, 4), (1, 1), r"spacing must be three lengths from 0.001 to 100 mm, .*, got \(1, 1\)"),
+        ((2, 4, 4, 4), (1, 1, 0), r"spacing must be three lengths .*, got \(1, 1, 0\)"),
+        ((2, 4, 4, 4), (1000, 1, 1), r"spacing must be three lengths .*, got \(1000, 1, 1\)"),
+        ((2, 4, 4, 4), 1.0, r"spacing must be three lengths .*, got 1.0"),
     ],
 )
 def test_impossible_images_are_named(segmenter, shape, spacing, message):
@@ -66,6 +68,13 @@ def test_impossible_images_are_named(segmenter, shape, spacing, message):
 def test_images_that_are_not_finite_are_refused(segmenter):
     with pytest.raises(ValueError, match="image must be finite, got NaN or infinite voxels"):
         segmenter(np.full((2, 4, 4, 4), np.nan), (1, 1, 1))
+    with pytest.raises(ValueError, match="image must be of real numbers, got complex128"):
+        segmenter(np.ones((2, 4, 4, 4), complex), (1, 1, 1))
+
+
+def test_some_fold_must_be_named(finished):
+    with pytest.raises(ValueError, match=r"folds must be at least one fold, got \[\]"):
+        jaxmamba3d.Segmenter(finished[0], folds=[])
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):

@@ -2,13 +2,20 @@
 
 import pickle
 import zipfile
+from collections import defaultdict, deque
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
 from golden_data import GOLDEN, golden_arrays
 
-from jaxmamba3d.nets import load_official_weights, read_torch_checkpoint, to_official_weights
+from jaxmamba3d.nets import (
+    load_official_weights,
+    read_torch_checkpoint,
+    read_training_record,
+    to_official_weights,
+)
 from jaxmamba3d.nn import ResidualBlock
 
 
@@ -18,6 +25,16 @@ def test_equals_what_torch_saved():
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name].astype(np.float32), value, err_msg=name)
+
+
+def test_no_tensor_is_read_for_what_a_trainer_wrote(tmp_path):
+    """Objects of any class may lie beside it."""
+    assert read_training_record(GOLDEN / "torch_checkpoint.pth") == {}
+    path = tmp_path / "checkpoint.pth"
+    beside = {"logger": defaultdict(list, a=[1]), "queue": deque([1, 2]), "kinds": {Path("x")}}
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"init_args": {"fold": 2}, **beside}))
+    assert read_training_record(path) == {"init_args": {"fold": 2}}
 
 
 def test_other_files_are_refused(tmp_path):

@@ -31,7 +31,8 @@ def state_of(run):
             restored = manager.restore(step, args=ocp.args.Composite(**arguments))
         found |= {f"{which} {part} {name}": x for part in parts for name, x in restored[part].items()}
         meta = restored["meta"]
-        found[f"{which} place"] = [step, meta["epoch"], meta["best_score"], str(meta["iterator"])]
+        told = [meta[key] for key in ("epoch", "best_score", "best_step")]
+        found[f"{which} place"] = [step, *told, str(meta["iterator"])]
     return found
 
 

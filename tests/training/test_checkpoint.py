@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
+from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.training import Checkpoints, check_path, restore_params
 from jaxmamba3d.training.checkpoint import Position
 from jaxmamba3d.training.steps import TrainState
@@ -220,6 +221,52 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_no_damage(tmp_path, m
     params = restore_params(tmp_path, STATE.params)
     np.testing.assert_array_equal(params["w"], STATE.params["w"])
     assert read == [5, 6]
+
+
+def test_what_a_killed_process_had_begun_is_removed(checkpoints, tmp_path):
+    """A checkpoint within an epoch, whose step is none of those saved later."""
+    checkpoints.save(STATE, POSITION)
+    checkpoints.close()
+    for which in ("latest", "best"):
+        unfinished = tmp_path / which / "7.orbax-checkpoint-tmp"
+        unfinished.mkdir()
+        (unfinished / "params").write_bytes(bytes(LATEST))
+    Checkpoints(tmp_path, keep=1, identity={}).close()
+    assert [path.name for path in tmp_path.glob("*/*")] == ["5"]
+
+
+class TestErrorsInWriting:
+    """They come up while the training goes on, and at its end, when all must be written."""
+
+    @pytest.fixture(autouse=True)
+    def _full_disk(self, monkeypatch):
+        def wait(_):
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing local file [os_error_code='28']")
+
+        monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", wait)
+
+    def test_are_said_by_the_next_call(self, tmp_path):
+        with pytest.raises(OSError, match=rf"{tmp_path} could not be written: No space left on device"):
+            Checkpoints(tmp_path, keep=1, identity={}).save(STATE, POSITION)
+
+    def test_are_said_at_the_end(self, tmp_path):
+        with (
+            pytest.raises(OSError, match="could not be written: No space left on device"),
+            Checkpoints(tmp_path, keep=1, identity={}),
+        ):
+            pass
+
+    def test_are_said_in_place_of_the_interruption_that_promises_a_saved_state(self, tmp_path):
+        with (
+            pytest.raises(OSError, match="could not be written: No space left on device"),
+            Checkpoints(tmp_path, keep=1, identity={}),
+        ):
+            raise InterruptedTraining("stopped by SIGTERM")
+
+    def test_do_not_hide_why_a_training_ends(self, tmp_path, caplog):
+        with pytest.raises(FloatingPointError, match="step 3"), Checkpoints(tmp_path, keep=1, identity={}):
+            raise FloatingPointError("step 3 is not finite")
+        assert "could not be written: No space left on device" in caplog.text
 
 
 def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, monkeypatch):
