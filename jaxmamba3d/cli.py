@@ -333,7 +333,7 @@ def run_command(command) -> None:
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Orbax logs its errors, in pages, and raises them."""
+    """False for the errors that Orbax logs, in pages: it raises them, too."""
     return record.name != "absl" or record.levelno < logging.ERROR
 
 

@@ -300,7 +300,7 @@ def restore_params(folder: Path, template: Any, which: str = "latest") -> Any:
         try:
             return _restore_params(step.absolute(), template)
         except ValueError:
-            if step == _latest(folder, which):
+            if has_checkpoint(folder, which) and step == _latest(folder, which):
                 raise
 
 

@@ -17,8 +17,8 @@ class Interruption:
 
     Several processes agree on one step to stop after, by JAX's own preemption service.
 
-    Ctrl-C interrupts as ever, but not only: in some places, such as JAX's own work at a garbage collection,
-    Python discards the exception.
+    Ctrl-C interrupts at once, and again after the step: in some places, such as JAX's own callback of the
+    garbage collection, Python discards the exception.
 
     Attributes:
         received: whether SIGTERM came, as all processes know it.
