@@ -102,7 +102,7 @@ class TestBadFiles:
             load_plans(tmp_path / "plans.json")
 
     @pytest.mark.parametrize(
-        ("text", "message"), [("{", "as JSON, got text that is not"), ("[]", "the file must be an object")]
+        ("text", "message"), [("{", "as JSON, got text that is not"), ("[]", "the content must be an object")]
     )
     def test_no_json_object(self, path, text, message):
         path.write_text(text)
