@@ -258,6 +258,19 @@ def test_a_traceback_is_there_for_those_who_ask(command, monkeypatch, level, sho
     assert ("Traceback" in printed) == shown
 
 
+@pytest.mark.parametrize(("level", "shown"), [("info", False), ("debug", True)])
+def test_what_orbax_logs_and_raises_is_said_once(monkeypatch, capsys, level, shown):
+    def save():
+        logging.getLogger("absl").warning("a warning")
+        logging.getLogger("absl").error("pages of an error")
+
+    monkeypatch.setenv("JAXMAMBA3D_LOG_LEVEL", level)
+    cli.run_command(save)
+    printed = capsys.readouterr().err
+    assert "a warning" in printed
+    assert ("pages of an error" in printed) == shown
+
+
 def test_a_log_level_that_is_none_is_named(command, monkeypatch):
     monkeypatch.setenv("JAXMAMBA3D_LOG_LEVEL", "loud")
     message, _ = command("preprocess", "nowhere")

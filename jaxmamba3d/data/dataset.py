@@ -100,19 +100,19 @@ def read_description(path: str | Path) -> Description:
     return description_from_json(load_json(path, "a dataset's description"), str(path))
 
 
-def description_from_json(content: Any, name: str) -> Description:
+def description_from_json(content: Any, source: str) -> Description:
     """What a dataset.json holds.
 
     Args:
         content: of the file.
-        name: of it, for errors.
+        source: its path, for errors.
 
     Raises:
         ValueError: see `read_description`.
     """
-    check_that(isinstance(content, dict), name, "of the Decathlon or nnU-Net", type(content).__name__)
-    channel_names = _channel_names(name, content.get("channel_names", content.get("modality")))
-    return Description(channel_names, _labels(name, content), content)
+    check_that(isinstance(content, dict), source, "of the Decathlon or nnU-Net", type(content).__name__)
+    channel_names = _channel_names(source, content.get("channel_names", content.get("modality")))
+    return Description(channel_names, _labels(source, content), content)
 
 
 def read_labels(path: str | Path) -> Labels:
@@ -164,10 +164,10 @@ def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
     return tuple(Case(name, tuple(paths)) for name, paths in numbered.items())
 
 
-def _channel_names(name: str, entries: Any) -> tuple[str, ...]:
+def _channel_names(source: str, entries: Any) -> tuple[str, ...]:
     numbered = isinstance(entries, dict) and sorted(entries) == sorted(map(str, range(len(entries))))
     wanted = 'channel names by number, such as {"0": "CT"}'
-    check_that(numbered and bool(entries), f"{name}: channel_names (or modality)", wanted, entries)
+    check_that(numbered and bool(entries), f"{source}: channel_names (or modality)", wanted, entries)
     return tuple(str(entries[str(channel)]) for channel in range(len(entries)))
 
 

@@ -59,6 +59,9 @@ def map_cases(
             raise ChildProcessError(
                 f"{description}: a worker process died, probably for lack of memory; {wanted}"
             ) from error
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)  # cases at work may take long, and are begun anew
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -77,12 +77,12 @@ def load_plans(path: str | Path) -> Plans:
     return plans_from_json(load_json(path, "nnU-Net's plans"), str(path))
 
 
-def plans_from_json(content: Any, name: str) -> Plans:
+def plans_from_json(content: Any, source: str) -> Plans:
     """What a plans file holds.
 
     Args:
         content: of the file.
-        name: of it, for errors.
+        source: its path, for errors.
 
     Raises:
         ValueError: see `load_plans`.
@@ -105,9 +105,9 @@ def plans_from_json(content: Any, name: str) -> Plans:
             intensity_properties=content["foreground_intensity_properties_per_channel"],
         )
     except KeyError as error:
-        raise ValueError(f"{name} must be nnU-Net's plans, got a file without {error}") from error
+        raise ValueError(f"{source} must be nnU-Net's plans, got a file without {error}") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be nnU-Net's plans: {error}") from error
+        raise ValueError(f"{source} must be nnU-Net's plans: {error}") from error
 
 
 def save_plans(plans: Plans, path: str | Path) -> None:

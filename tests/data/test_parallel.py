@@ -78,14 +78,39 @@ def sleep_long(number: int) -> None:
     time.sleep(600)
 
 
-def test_workers_end_with_a_parent_that_is_killed():
-    script = "from test_parallel import *; map_cases(sleep_long, [1, 2], processes=2, description='sleep')"
+def started(script: str) -> subprocess.Popen:
+    """A program of this module's names, in a group of processes of its own, whose two workers are at work."""
     paths = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
-    environment = os.environ | {"PYTHONPATH": paths}
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        for _ in range(2):
-            assert int(parent.stdout.readline()) > 0
+    program = subprocess.Popen(
+        [sys.executable, "-c", f"from test_parallel import *\n{script}"],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(2):
+        assert int(program.stdout.readline()) > 0
+    return program
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    with started("map_cases(sleep_long, [1, 2], processes=2, description='sleep')") as parent:
         parent.kill()
         # The pipe ends when no worker holds it any more.
         assert parent.communicate(timeout=60)[0] == ""
+
+
+def test_ctrl_c_does_not_wait_for_the_cases_at_work():
+    """A terminal sends it to all processes; the commands then end like this."""
+    script = """
+try:
+    map_cases(sleep_long, [1, 2, 3], processes=2, description='sleep')
+except KeyboardInterrupt:
+    os._exit(130)
+"""
+    with started(script) as parent:
+        os.killpg(parent.pid, signal.SIGINT)
+        printed, errors = parent.communicate(timeout=60)
+        assert (parent.returncode, printed) == (130, "")
+        assert "Traceback" not in errors
