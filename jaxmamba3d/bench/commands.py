@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 from jaxmamba3d.bench.shapes import PLANS, SCANNING_NETS, paper_shapes
-from jaxmamba3d.config import NETS, SCAN_IMPLEMENTATIONS, DataConfig
+from jaxmamba3d.config import NETS, DataConfig
 
 LONGEST_ON_CPU = 4096
 """Tokens of the longest scan that `bench scan` measures on a CPU unasked: the longer ones take hours."""
@@ -19,6 +19,7 @@ def bench_scan(
     datasets: tuple[str, ...] = tuple(PLANS),
     nets: tuple[str, ...] = SCANNING_NETS,
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16"),
+    blocks: tuple[str, ...] = (),
     repeats: int = 5,
     longest: int | None = None,
 ) -> None:
@@ -31,6 +32,7 @@ def bench_scan(
         datasets: whose patches: brain_tumour, acdc, synapse.
         nets: whose stages.
         dtypes: of the sequences.
+        blocks: sizes of the kernels' blocks that are also measured, such as stride=1 or chunk=64,stride=1.
         repeats: calls of which the median is taken.
         longest: leave out longer scans (tokens); default: 4096 on CPUs, none elsewhere.
     """
@@ -42,11 +44,12 @@ def bench_scan(
     if on_cpu and longest is None:
         longest = LONGEST_ON_CPU
     if not implementations:
-        kernels = tuple(name for name in SCAN_IMPLEMENTATIONS if "pallas" in name)
         # One token after another takes a GPU minutes for the longest scans.
-        implementations = ("xla_sequential", "xla_associative") if on_cpu else ("xla_associative", *kernels)
+        on_gpu = "xla_associative", *scan.KERNELS
+        implementations = ("xla_sequential", "xla_associative") if on_cpu else on_gpu
     shapes = paper_shapes(datasets, nets)
-    scan.bench_scan(shapes, implementations, dtypes, output, repeats=repeats, longest=longest)
+    options = {"blocks": blocks, "repeats": repeats, "longest": longest}
+    scan.bench_scan(shapes, implementations, dtypes, output, **options)
     sys.stdout.write((output / "scan.md").read_text(encoding="utf-8"))
 
 

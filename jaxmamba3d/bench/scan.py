@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import itertools
-import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,14 @@ from jaxmamba3d.bench.peers import DOES_NOT_FIT, peers
 from jaxmamba3d.bench.shapes import ScanShape
 from jaxmamba3d.bench.timing import Timing, time_calls
 from jaxmamba3d.checks import check_count, check_that
+from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
 from jaxmamba3d.files import replacing, write_json, write_text
 from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
+from jaxmamba3d.ops.selective_scan.blocks import override_blocks
 from jaxmamba3d.wording import markdown_table
 
-logger = logging.getLogger(__name__)
+KERNELS = tuple(name for name in SCAN_IMPLEMENTATIONS if name.startswith("pallas"))
+"""The implementations that have blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Measurement:
     """One row.
 
     Args:
-        implementation: of the scan.
+        implementation: of the scan, and block sizes where other than the chosen ones were set.
         batch, length, channels, states: B, L, D, N.
         where: the networks' stages that run this scan.
         dtype: of the sequences.
@@ -67,6 +71,7 @@ def bench_scan(
     dtypes: Sequence[str],
     output: Path,
     *,
+    blocks: Sequence[str] = (),
     repeats: int = 5,
     longest: int | None = None,
 ) -> list[Measurement]:
@@ -77,6 +82,8 @@ def bench_scan(
         implementations: names, see `selective_scan`.
         dtypes: of the sequences: float32, bfloat16.
         output: folder; made if missing.
+        blocks: sizes that each kernel is also measured with, such as stride=1 or chunk=64,stride=1; see
+            `override_blocks`.
         repeats: calls of which the median is taken.
         longest: scans of more tokens are left out.
 
@@ -84,20 +91,21 @@ def bench_scan(
         a row for each implementation and peer, scan, dtype, direction and pass.
 
     Raises:
-        ValueError: `longest` leaves no scan, or repeats is below 1.
+        ValueError: `longest` leaves no scan, repeats is below 1, or blocks have no such sizes.
     """
     chosen = [shape for shape in shapes if longest is None or shape.length <= longest]
     shortest = min((shape.length for shape in shapes), default=0)
     check_count("repeats", repeats)
     check_that(bool(chosen), "longest", f"at least the {shortest} tokens of the shortest scan", longest)
     cases = list(itertools.product(dtypes, (False, True), (False, True)))
-    total = len(chosen) * len(cases) * len([*implementations, *peers()])
+    variants = _variants(implementations, blocks)
+    total = len(chosen) * len(cases) * len([*variants, *peers()])
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Measurement] = []
     with tqdm(total=total, desc="scan", unit="row") as bar, ThreadPoolExecutor() as pool:
         for shape in chosen:
             # Compiling takes much longer than measuring: a shape's cases compile side by side.
-            compile_case = functools.partial(_compile_case, shape, implementations)
+            compile_case = functools.partial(_compile_case, shape, variants)
             compiled = list(pool.map(compile_case, *zip(*cases, strict=True)))
             for case, programs in zip(cases, compiled, strict=True):
                 for row in _measure_case(shape, *case, programs, repeats):
@@ -107,21 +115,52 @@ def bench_scan(
     return rows
 
 
-def _compile_case(
-    shape: ScanShape, implementations: Sequence[str], dtype: str, reverse: bool, backward: bool
-) -> dict[str, jax.stages.Compiled | str]:
-    """By implementation: the program, or why there is none."""
+class _Variant(NamedTuple):
+    implementation: str
+    blocks: dict[str, int]
 
-    def compiled(name):
+
+def _variants(implementations: Sequence[str], blocks: Sequence[str]) -> dict[str, _Variant]:
+    """By the name that a row gives it: each implementation, and each kernel with other blocks."""
+    sizes, found = {wanted: _sizes(wanted) for wanted in blocks}, {}
+    kernels = any(name in KERNELS for name in implementations)
+    check_that(kernels or not blocks, "implementations", "kernels where blocks are set", implementations)
+    for name in implementations:
+        found[name] = _Variant(name, {})
+        if name in KERNELS:
+            found |= {f"{name} {wanted}": _Variant(name, of_blocks) for wanted, of_blocks in sizes.items()}
+    return found
+
+
+def _sizes(wanted: str) -> dict[str, int]:
+    pairs = re.findall(r"(\w+)=(\d+)", wanted)
+    well_formed = wanted == ",".join(f"{name}={size}" for name, size in pairs) != ""
+    check_that(well_formed, "blocks", "sizes such as stride=1 or chunk=64,stride=1", repr(wanted))
+    sizes = {name: int(size) for name, size in pairs}
+    with override_blocks(**sizes):
+        return sizes
+
+
+def _compile_case(
+    shape: ScanShape, variants: Mapping[str, _Variant], dtype: str, reverse: bool, backward: bool
+) -> dict[str, jax.stages.Compiled | str]:
+    """By the name of the variant: the program, or why there is none."""
+
+    def compiled(variant: _Variant) -> jax.stages.Compiled | str:
         inputs = jax.eval_shape(functools.partial(_inputs, shape, dtype))
-        if reason := unsupported_reason(name, **inputs):
+        if reason := unsupported_reason(variant.implementation, **inputs):
             return reason
         try:
-            return jax.jit(_program(name, reverse, backward)).lower(inputs).compile()
+            with override_blocks(**variant.blocks):
+                return jax.jit(_program(variant.implementation, reverse, backward)).lower(inputs).compile()
         except jax.errors.JaxRuntimeError as error:
             return _why_it_does_not_fit(error)
+        except ValueError as error:
+            if variant.blocks:
+                return str(error)  # not every size suits every scan
+            raise
 
-    return {name: compiled(name) for name in implementations}
+    return {name: compiled(variant) for name, variant in variants.items()}
 
 
 def _why_it_does_not_fit(error: jax.errors.JaxRuntimeError) -> str:

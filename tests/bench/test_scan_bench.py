@@ -62,6 +62,40 @@ def test_a_small_bench(tmp_path):
     assert (tmp_path / "out" / "scan.png").stat().st_size > 1000
 
 
+def test_kernels_with_other_blocks():
+    variants = scan._variants(["xla_sequential", "pallas_triton"], ["stride=3", "chunk=8,stride=1"])
+    others = ["pallas_triton stride=3", "pallas_triton chunk=8,stride=1"]
+    assert list(variants) == ["xla_sequential", "pallas_triton", *others]
+    del variants["xla_sequential"]
+    shape = ScanShape(1, 70, 16, 3, "somewhere")
+    chosen, impossible, smaller = scan._compile_case(shape, variants, "float32", False, False).values()
+    assert impossible == "stride must be a power of two for the Triton kernels, got 3"
+    temporaries = [program.memory_analysis().temp_size_in_bytes for program in (chosen, smaller)]
+    assert temporaries[0] != temporaries[1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("stride", "blocks must be sizes such as stride=1 or chunk=64,stride=1, got 'stride'"),
+        ("", "blocks must be sizes such as stride=1 or chunk=64,stride=1, got ''"),
+        ("strid=1", "the name of a block's size must be one of .*, got 'strid'"),
+        ("stride=0", "stride must be greater than 0, got 0"),
+    ],
+)
+def test_blocks_that_there_are_not(tmp_path, wanted, message):
+    with pytest.raises(ValueError, match=message):
+        bench_scan(
+            [ScanShape(1, 8, 4, 3, "")], ["pallas_triton"], ["float32"], tmp_path, blocks=[wanted], repeats=1
+        )
+    assert not (tmp_path / "scan.json").exists()
+
+
+def test_blocks_without_a_kernel():
+    with pytest.raises(ValueError, match="implementations must be kernels where blocks are set, got"):
+        scan._variants(["xla_sequential"], ["stride=1"])
+
+
 def test_no_scan_so_short(tmp_path):
     with pytest.raises(
         ValueError, match="longest must be at least the 70 tokens of the shortest scan, got 9"

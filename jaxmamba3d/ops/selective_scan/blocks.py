@@ -181,6 +181,8 @@ Overrides = tuple[tuple[str, int], ...]
 def override_blocks(**fields: int) -> contextlib.AbstractContextManager[None]:
     """Sets those of the fields that a kernel's blocks have, for all calls inside and their gradients.
 
+    A function that `jax.jit` has compiled keeps the blocks of its first call.
+
     Raises:
         ValueError: no kernel's blocks have such a field, or a value is no whole number above 0.
     """
