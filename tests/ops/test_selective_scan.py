@@ -36,6 +36,7 @@ SHAPES = {
     "several tiles of channels": (1, 20, 130, 3),
     "states in several tiles": (2, 9, 16, 256),
     "states in parts": (1, 37, 18, 40),
+    "rows of four tokens": (1, 45, 20, 100),
 }
 
 
@@ -46,6 +47,23 @@ def test_values_and_gradients(implementation, shape, reverse):
     tolerance = rounding("float32", shape[1])
     arguments = random_arguments(*shape)
     assert_like_reference(arguments, implementation, tolerance, delta_softplus=True, reverse=reverse)
+
+
+@pytest.mark.parametrize(
+    ("channels", "states", "chunk", "tokens"),
+    [
+        (64, 32, 256, 1),
+        (128, 64, 256, 2),
+        (256, 128, 256, 4),
+        (512, 256, 256, 8),
+        (512, 256, 4, 4),
+        (8, 1, 64, 4),
+    ],
+)
+def test_rows_give_every_thread_a_number(channels, states, chunk, tokens):
+    found = blocks.triton_blocks(2, 4096, channels, states, chunk)
+    assert found.row_tokens == tokens
+    assert tokens == chunk or tokens * found.forward_tile >= 32 * found.forward_warps
 
 
 @pytest.mark.parametrize("implementation", ["xla_sequential", "xla_associative"])

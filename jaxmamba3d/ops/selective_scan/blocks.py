@@ -56,7 +56,8 @@ class TritonBlocks:
 
     Args:
         chunk: tokens of a chunk.
-        stride: tokens unrolled in every loop, and between two states that the gradient kernel stores.
+        stride: tokens unrolled in every loop, unless `row_tokens` are more, and between two states that the
+            gradient kernel stores.
         forward_tile, gradient_tile: channels of a tile in the forward kernels and in the gradient kernel.
         forward_warps, gradient_warps: warps of a program, of 32 threads each.
         gradient_states: states that the gradient kernel works on at once.
@@ -76,6 +77,11 @@ class TritonBlocks:
     gradient_part: int
     run: int
     groups: int
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens whose rows give every thread of a forward kernel a number."""
+        return min(self.chunk, max(1, WARP * self.forward_warps // self.forward_tile))
 
 
 def triton_chunk(batch: int, length: int, channels: int) -> int:

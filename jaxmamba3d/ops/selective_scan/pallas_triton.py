@@ -32,7 +32,8 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
 )
 from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout
 from jaxmamba3d.ops.selective_scan.triton_gradient import ChunkRows, GradientMemory, gradient_kernel
-from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile, reading_ahead, spread
+from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
+from jaxmamba3d.ops.selective_scan.triton_walk import Walk
 from jaxmamba3d.ops.varying import results_like
 
 LARGEST_STATE = 256
@@ -51,21 +52,6 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
     return None
-
-
-def _walk(tile: Tile, refs: KernelInputs, body, carry, *, backward: bool = False):
-    """carry = body(t, what is read of token t, carry) for a chunk's tokens in scan order, or against it."""
-    blocks, tokens = tile.call.blocks, functools.partial(tile.call.positions, backward=backward)
-
-    def several(s, read, carry):
-        for t, token in zip(tokens(s), read, strict=True):
-            carry = body(t, token, carry)
-        return carry
-
-    def read(s):
-        return [tile.read(refs, t) for t in tokens(s)]
-
-    return reading_ahead(blocks.chunk // blocks.stride, read, several, carry)
 
 
 def _single_tile(call: Call, width: int) -> Tile:
@@ -87,16 +73,19 @@ def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
     decay = decay_of(A, call.form)
+    walk = Walk(tile, refs, rows=("delta",))
 
-    def body(t, read, carry):
+    def body(group, carry):
         h, span = carry
-        token = tile.token(read, t, delta_bias)
-        return advance(h, token, decay(token.delta), call.form), span + token.delta
+        steps = tile.step(group.first, group.rows.delta, delta_bias)
+        for token in walk.tokens(group, steps):
+            h = advance(h, token, decay(token.delta), call.form)
+        return h, span + steps
 
-    zero = jax.tree.map(jnp.zeros_like, A), jnp.zeros((1, tile.width), jnp.float32)
-    h, span = _walk(tile, refs, body, zero)
+    zero = jax.tree.map(jnp.zeros_like, A), jnp.zeros((walk.count, tile.width), jnp.float32)
+    h, span = walk(body, zero)
     tile.store_state(end_ref, h)
-    tile.store_parameter(span_ref, span)
+    tile.store_parameter(span_ref, jnp.sum(span, axis=0, keepdims=True))
 
 
 def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
@@ -104,15 +93,17 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
     tile = _single_tile(call, call.blocks.forward_tile)
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
     decay = decay_of(A, call.form)
+    walk = Walk(tile, refs, rows=("u", "delta", "z"))
 
-    def body(t, read, h):
-        token = tile.token(read, t, delta_bias)
-        h = advance(h, token, decay(token.delta), call.form)
-        y = skip_and_gate(readout(h, token, call.form), token.u, D, read.z)
-        tile.store_row(y_ref, t, y)
+    def body(group, h):
+        rows, readouts = group.rows, []
+        for token in walk.tokens(group, tile.step(group.first, rows.delta, delta_bias)):
+            h = advance(h, token, decay(token.delta), call.form)
+            readouts.append(readout(h, token, call.form))
+        tile.store_row(y_ref, group.first, skip_and_gate(walk.together(readouts), rows.u, D, rows.z))
         return h
 
-    _walk(tile, refs, body, tile.state(h_in_ref))
+    walk(body, tile.state(h_in_ref))
 
 
 def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
@@ -120,19 +111,22 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
     decay = decay_of(A, call.form)
+    walk = Walk(tile, refs, rows=("delta", "z", "g_out"), backward=True)
 
-    def body(t, read, g):
-        step = tile.step(t, read.delta, delta_bias)
+    def body(group, g):
+        rows = group.rows
         # The gate is linear in y: what it makes of y it makes of the gradient.
-        g_y = skip_and_gate(read.g_out, None, None, read.z)
+        g_ys = skip_and_gate(rows.g_out, None, None, rows.z)
+        tokens = walk.tokens(group, tile.step(group.first, rows.delta, delta_bias))
+        for token, g_y in zip(tokens, walk.each(g_ys), strict=True):
 
-        def part(g, decay, C):
-            return call.form.multiply_add(g_y, C, g) * decay
+            def part(g, decay, C, g_y=g_y):
+                return call.form.multiply_add(g_y, C, g) * decay
 
-        return jax.tree.map(part, g, decay(step), spread(read.C))
+            g = jax.tree.map(part, g, decay(token.delta), token.C)
+        return g
 
-    zero = jax.tree.map(jnp.zeros_like, A)
-    tile.store_state(g_ref, _walk(tile, refs, body, zero, backward=True))
+    tile.store_state(g_ref, walk(body, jax.tree.map(jnp.zeros_like, A)))
 
 
 def _call(options: KernelOptions, inputs: KernelInputs) -> Call:

@@ -11,8 +11,8 @@ from jax.experimental.pallas import triton as plt
 
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import TritonBlocks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
-from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, TileForm, Token
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
+from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, TileForm
 
 
 def _instruction(name: str, *operands: jax.Array) -> jax.Array:
@@ -63,11 +63,11 @@ class Call:
     def state_tile(self) -> int:
         return pl.next_power_of_2(self.states)
 
-    def positions(self, s, *, backward: bool = False) -> list[jax.Array]:
-        """Of the tokens of stride s in a chunk, in scan order, or against it."""
+    def positions(self, s) -> list[jax.Array]:
+        """Of the tokens of stride s in a chunk, in scan order."""
         chunk, stride = self.blocks.chunk, self.blocks.stride
         order = [s * stride + j for j in range(stride)]
-        return [chunk - 1 - i for i in order] if self.options.reverse != backward else order
+        return [chunk - 1 - i for i in order] if self.options.reverse else order
 
 
 @dataclass(frozen=True)
@@ -164,20 +164,6 @@ class Tile:
         step = step_size(delta, delta_bias, self.call.options.delta_softplus)
         valid = self.valid(t, delta.shape[0])
         return step if valid is None else jnp.where(valid, step, 0.0)
-
-    def read(self, refs: KernelInputs, t) -> KernelInputs:
-        """A token's rows and columns out of those refs that there are.
-
-        Columns change threads before they meet tiles, and all threads wait for that: what several tokens
-        need is read before the first of them is used.
-        """
-        rows = {name: self.row(getattr(refs, name), t) for name in ("u", "delta", "z", "g_out")}
-        columns = {name: self.column(getattr(refs, name), t) for name in ("B", "C")}
-        return refs._replace(**rows, **columns, A=None, D=None, delta_bias=None)
-
-    def token(self, read: KernelInputs, t, delta_bias) -> Token:
-        step = self.step(t, read.delta, delta_bias)
-        return Token(read.u, step, spread(read.B), spread(read.C))
 
     def store_row(self, ref, t, value):
         """[count, width], of the tokens from t on."""
