@@ -1,16 +1,23 @@
 """Eight CPU devices for every test, set before jax starts its backend, unless JAX_PLATFORMS asks for others.
 
-Tests compile much and compute little: the lowest optimisation of machine code saves a third of their time.
+Tests compile much and compute little: the lowest optimisation of machine code saves a third of their time,
+and what is compiled again, for another run of the same training, comes out of a cache. Each process has its
+own, for JAX does not write files whole.
+
 Elsewhere products are computed in float32, not in the tensor cores' narrower numbers, which tolerances of
 rounding do not allow.
 """
 
 import importlib.util
 import os
+import tempfile
 
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+compiled_programs = tempfile.TemporaryDirectory(prefix="compiled_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled_programs.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
     os.environ["XLA_FLAGS"] = " ".join(
         (
