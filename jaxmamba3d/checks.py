@@ -29,11 +29,22 @@ def check_positive(argument: str, value: float) -> None:
     check_that(value < math.inf, argument, "finite", value)
 
 
-def check_count(argument: str, value: int) -> None:
-    """Raises ValueError unless value is a whole number above 0."""
+def check_whole(argument: str, value: int) -> None:
+    """Raises ValueError unless value is a whole number."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     check_that(whole, argument, "a whole number", repr(value))
+
+
+def check_count(argument: str, value: int) -> None:
+    """Raises ValueError unless value is a whole number above 0."""
+    check_whole(argument, value)
     check_positive(argument, value)
+
+
+def check_seed(argument: str, value: int) -> None:
+    """Raises ValueError unless value is a whole number that JAX and NumPy take as a seed."""
+    check_whole(argument, value)
+    check_that(0 <= value < 2**32, argument, "a number from 0 to 2^32 - 1", value)
 
 
 def check_choice(argument: str, value: Any, choices: Collection[Any]) -> None:

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from jaxmamba3d.checks import check_choice, check_count, check_positive, check_that
+from jaxmamba3d.checks import check_choice, check_count, check_positive, check_seed, check_that, check_whole
 from jaxmamba3d.files import load_json
 
 NetName = Literal["segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet"]
@@ -135,6 +135,10 @@ class PhantomConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_whole("data.phantoms.cases", self.cases)
+        for voxels in self.shape:
+            check_whole("data.phantoms.shape", voxels)
+        check_seed("data.phantoms.seed", self.seed)
         check_that(self.cases >= 5, "data.phantoms.cases", "at least 5 (one per fold)", self.cases)
         check_that(min(self.shape) >= 16, "data.phantoms.shape", "at least 16 voxels per axis", self.shape)
         check_that(min(self.spacing) > 0, "data.phantoms.spacing", "positive millimetres", self.spacing)
@@ -283,7 +287,7 @@ class TrainConfig:
         counts = ("epochs", "steps_per_epoch", "validation_steps", "keep_checkpoints")
         for field in (*counts, "accumulate", "shard_parameters"):
             check_count(f"train.{field}", getattr(self, field))
-        check_that(0 <= self.seed < 2**32, "train.seed", "a number from 0 to 2^32 - 1", self.seed)
+        check_seed("train.seed", self.seed)
         check_choice("train.non_finite", self.non_finite, get_args(NonFinite))
         valid = set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes)
         check_that(valid, "train.mirror_axes", "different axes out of 0, 1, 2", self.mirror_axes)

@@ -151,7 +151,8 @@ def _resampling() -> dict[str, Any]:
 
 def _configuration(entry: dict[str, Any]) -> Configuration:
     for key, default in _resampling().items():
-        check_that(entry.get(key, default) == default, key, f"nnU-Net's default {default}", entry.get(key))
+        wanted = f"nnU-Net's default {default}, as in plans by `jaxmamba3d plan`"
+        check_that(entry.get(key, default) == default, key, wanted, entry.get(key))
     if "architecture" in entry:
         net = entry["architecture"]["arch_kwargs"]
         features, kernels, strides = net["features_per_stage"], net["kernel_sizes"], net["strides"]
