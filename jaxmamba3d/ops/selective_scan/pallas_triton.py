@@ -75,17 +75,18 @@ def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
     decay = decay_of(A, call.form)
     walk = Walk(tile, refs, rows=("delta",))
 
-    def body(group, carry):
-        h, span = carry
-        steps = tile.step(group.first, group.rows.delta, delta_bias)
-        for token in walk.tokens(group, steps):
-            h = advance(h, token, decay(token.delta), call.form)
-        return h, span + steps
+    def steps(t, rows):
+        return [tile.step(t, rows.delta, delta_bias)]
 
-    zero = jax.tree.map(jnp.zeros_like, A), jnp.zeros((walk.count, tile.width), jnp.float32)
-    h, span = walk(body, zero)
+    def each(token, carry):
+        h, span = carry
+        h = advance(h, token, decay(token.delta), call.form)
+        return (h, span + token.delta), None
+
+    zero = jax.tree.map(jnp.zeros_like, A), jnp.zeros((1, tile.width), jnp.float32)
+    h, span = walk(steps, each, zero)
     tile.store_state(end_ref, h)
-    tile.store_parameter(span_ref, jnp.sum(span, axis=0, keepdims=True))
+    tile.store_parameter(span_ref, span)
 
 
 def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
@@ -95,15 +96,17 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
     decay = decay_of(A, call.form)
     walk = Walk(tile, refs, rows=("u", "delta", "z"))
 
-    def body(group, h):
-        rows, readouts = group.rows, []
-        for token in walk.tokens(group, tile.step(group.first, rows.delta, delta_bias)):
-            h = advance(h, token, decay(token.delta), call.form)
-            readouts.append(readout(h, token, call.form))
-        tile.store_row(y_ref, group.first, skip_and_gate(walk.together(readouts), rows.u, D, rows.z))
-        return h
+    def steps(t, rows):
+        return [tile.step(t, rows.delta, delta_bias)]
 
-    walk(body, tile.state(h_in_ref))
+    def each(token, h):
+        h = advance(h, token, decay(token.delta), call.form)
+        return h, readout(h, token, call.form)
+
+    def store(t, rows, read):
+        tile.store_row(y_ref, t, skip_and_gate(read, rows.u, D, rows.z))
+
+    walk(steps, each, tile.state(h_in_ref), store)
 
 
 def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
@@ -113,20 +116,18 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     decay = decay_of(A, call.form)
     walk = Walk(tile, refs, rows=("delta", "z", "g_out"), backward=True)
 
-    def body(group, g):
-        rows = group.rows
+    def steps_and_gradients(t, rows):
         # The gate is linear in y: what it makes of y it makes of the gradient.
-        g_ys = skip_and_gate(rows.g_out, None, None, rows.z)
-        tokens = walk.tokens(group, tile.step(group.first, rows.delta, delta_bias))
-        for token, g_y in zip(tokens, walk.each(g_ys), strict=True):
+        return [tile.step(t, rows.delta, delta_bias), skip_and_gate(rows.g_out, None, None, rows.z)]
 
-            def part(g, decay, C, g_y=g_y):
-                return call.form.multiply_add(g_y, C, g) * decay
+    def each(token, g_y, g):
+        def part(g, decay, C):
+            return call.form.multiply_add(g_y, C, g) * decay
 
-            g = jax.tree.map(part, g, decay(token.delta), token.C)
-        return g
+        return jax.tree.map(part, g, decay(token.delta), token.C), None
 
-    tile.store_state(g_ref, walk(body, jax.tree.map(jnp.zeros_like, A)))
+    zero = jax.tree.map(jnp.zeros_like, A)
+    tile.store_state(g_ref, walk(steps_and_gradients, each, zero))
 
 
 def _call(options: KernelOptions, inputs: KernelInputs) -> Call:

@@ -177,7 +177,7 @@ def _states(tile: Tile, block: _Block, k, add_states):
     def read(s, sums):
         """Of a stride's tokens: they, the gradients of their readouts, and a column's sums up to now.
 
-        Columns are not spread yet, see `Group`.
+        Columns are not spread yet, see `Walk`.
         """
 
         def of_token(i):

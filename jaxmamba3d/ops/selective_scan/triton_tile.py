@@ -212,18 +212,23 @@ def spread(column):
     return jax.tree.map(lambda x: x[:, None], column)
 
 
-def reading_ahead(count: int, read, body, carry):
+def reading_ahead(count: int, read, body, carry, first=None):
     """carry = body(i, read(i), carry) for i from 0 to `count`; read(i + 1) comes before body(i).
 
-    Few programs fit on a processor, too few to hide how long memory takes to answer.
+    Few programs fit on a processor, too few to hide how long memory takes to answer. `first` is read(0), if
+    that is read before.
     """
+    zero = lax.full((), 0, jnp.int32)
+    first = read(zero) if first is None else first
+    if count == 1:
+        return body(zero, first, carry)
 
     def step(i, carry_and_read):
         carry, current = carry_and_read
         following = read(jnp.minimum(i + 1, count - 1))
         return body(i, current, carry), following
 
-    return lax.fori_loop(0, count, step, (carry, read(lax.full((), 0, jnp.int32))))[0]
+    return lax.fori_loop(0, count, step, (carry, first))[0]
 
 
 def _both(mask, valid, shape):

@@ -19,7 +19,7 @@ from jaxmamba3d.ops.selective_scan.triton_tile import Tile, reading_ahead, sprea
 
 
 class Rows(NamedTuple):
-    """Of several tokens, [count, width] float32, in the order of time; None where they are not read."""
+    """Of a group's tokens, [count, width] float32, in the order of time; None where they are not read."""
 
     delta: jax.Array
     u: jax.Array | None = None
@@ -27,28 +27,9 @@ class Rows(NamedTuple):
     g_out: jax.Array | None = None
 
 
-class Group(NamedTuple):
-    """Tokens that are worked on together.
-
-    Columns change threads before they meet tiles, and all threads wait for that: what several tokens need is
-    read before the first of them is used.
-
-    Args:
-        first: the earliest of them, counted from the start of the block.
-        rows: of all.
-        u, B, C: of each, rows and columns, in the order of the walk; columns are not spread yet.
-    """
-
-    first: jax.Array
-    rows: Rows
-    u: list[Any]
-    B: list[Any]
-    C: list[Any]
-
-
 @dataclass(frozen=True)
 class Walk:
-    """Over the chunk of a tile in scan order, or against it.
+    """Over the chunk of a tile in scan order, or against it, a group of tokens after the other.
 
     Args:
         tile: what the program holds.
@@ -62,69 +43,112 @@ class Walk:
     rows: tuple[str, ...]
     backward: bool = False
 
+    def __call__(
+        self,
+        before: Callable[[jax.Array, Rows], list[jax.Array]],
+        each: Callable[..., tuple[Any, jax.Array | None]],
+        carry: Any,
+        after: Callable[[jax.Array, Rows, jax.Array], None] | None = None,
+    ) -> Any:
+        """Walks.
+
+        Args:
+            before: (a group's earliest token, its rows) -> rows [count, width] that its tokens are given, the
+                steps first.
+            each: (token, its other given rows, carry) -> carry and, where there is `after`, a row [1, width].
+            carry: what goes from token to token.
+            after: (a group's earliest token, its rows, the rows of `each` [count, width]).
+
+        Returns:
+            the last carry.
+        """
+        blocks = self.tile.call.blocks
+        at_once = max(1, blocks.stride // self._count)
+
+        def read(i):
+            return [self._read_group(i * at_once + j) for j in range(at_once)]
+
+        def several(i, groups, carry):
+            for j, group in enumerate(groups):
+                carry = self._one_group(i * at_once + j, *group, before, each, carry, after)
+            return carry
+
+        return reading_ahead(blocks.chunk // (at_once * self._count), read, several, carry)
+
+    def _one_group(self, i, rows: Rows, read_first, before, each, carry, after):
+        first = self._first(i)
+        given = before(first, rows)
+
+        def several(k, read, carry_and_found):
+            carry, found = carry_and_found
+            for j, (u, B, C) in enumerate(read):
+                place = self._place(k, j)
+                step, *others = (self._row(x, place) for x in given)
+                carry, row = each(Token(u, step, spread(B), spread(C)), *others, carry)
+                found = self._with_row(found, place, row)
+            return carry, found
+
+        found = None if after is None else jnp.zeros((self._count, self.tile.width), jnp.float32)
+        carry, found = reading_ahead(
+            self._count // self._unrolled,
+            lambda k: self._read_tokens(first, k),
+            several,
+            (carry, found),
+            read_first,
+        )
+        if after is not None:
+            after(first, rows, found)
+        return carry
+
     @property
-    def count(self) -> int:
+    def _count(self) -> int:
         """Tokens of a group."""
         return self.tile.call.blocks.row_tokens
 
-    def __call__(self, body: Callable[[Group, Any], Any], carry):
-        """carry = body(group, carry) for one group after the other."""
-        blocks = self.tile.call.blocks
-        at_once = max(1, blocks.stride // self.count)
-
-        def read(s):
-            return [self._read(s * at_once + i) for i in range(at_once)]
-
-        def several(s, groups, carry):
-            for group in groups:
-                carry = body(group, carry)
-            return carry
-
-        return reading_ahead(blocks.chunk // (at_once * self.count), read, several, carry)
-
-    def _read(self, i) -> Group:
-        """The group that comes as number i."""
-        tile, refs, count = self.tile, self.refs, self.count
-        if self._in_reverse:
-            i = tile.call.blocks.chunk // count - 1 - i
-        first = i * count
-        none = KernelInputs(*[None] * len(KernelInputs._fields))
-        rows = none._replace(**{name: tile.row(getattr(refs, name), first, count) for name in self.rows})
-        places = [first + j for j in self._order]
-        u, B, C = (
-            [tile.row(refs.u, t) for t in places],
-            *([tile.column(x, t) for t in places] for x in (refs.B, refs.C)),
-        )
-        return Group(first, rows, u, B, C)
+    @property
+    def _unrolled(self) -> int:
+        """Tokens of a group that are unrolled; the others come in a loop, for there are up to 8."""
+        return min(self._count, self.tile.call.blocks.stride)
 
     @property
     def _in_reverse(self) -> bool:
         return self.tile.call.options.reverse != self.backward
 
-    @property
-    def _order(self) -> list[int]:
-        """Of the walk within a group, counted from its earliest token."""
-        order = list(range(self.count))
-        return order[::-1] if self._in_reverse else order
+    def _first(self, i):
+        """The earliest token of the group that comes as number i."""
+        groups = self.tile.call.blocks.chunk // self._count
+        return (groups - 1 - i if self._in_reverse else i) * self._count
 
-    def tokens(self, group: Group, steps: jax.Array) -> list[Token]:
-        """Of a group and its steps [count, width], in the order of the walk."""
-        each = zip(group.u, self.each(steps), group.B, group.C, strict=True)
-        return [Token(u, step, spread(B), spread(C)) for u, step, B, C in each]
+    def _place(self, k, j: int):
+        """Which of a group's tokens, in the order of time, is number j of those unrolled the k-th time."""
+        place = k * self._unrolled + j
+        return self._count - 1 - place if self._in_reverse else place
 
-    def each(self, rows: jax.Array) -> list[jax.Array]:
-        """Rows [count, width] -> [1, width] of each token, in the order of the walk."""
-        if self.count == 1:
-            return [rows]
-        return [jnp.sum(jnp.where(self._place == j, rows, 0.0), axis=0, keepdims=True) for j in self._order]
+    def _read_group(self, i):
+        first = self._first(i)
+        rows = {name: self.tile.row(getattr(self.refs, name), first, self._count) for name in self.rows}
+        return Rows(**rows), self._read_tokens(first, 0)
 
-    def together(self, each: list[jax.Array]) -> jax.Array:
-        """The inverse of `each`."""
-        rows = jnp.broadcast_to(each[0], self._place.shape)
-        for j, row in zip(self._order[1:], each[1:], strict=True):
-            rows = jnp.where(self._place == j, row, rows)
-        return rows
+    def _read_tokens(self, first, k):
+        """u, B and C of tokens, rows and columns; columns are not spread yet.
 
-    @property
-    def _place(self) -> jax.Array:
-        return lax.broadcasted_iota(jnp.int32, (self.count, self.tile.width), 0)
+        Columns change threads before they meet tiles, and all threads wait for that: what several tokens need
+        is read before the first of them is used.
+        """
+        tile, refs = self.tile, self.refs
+        places = [first + self._place(k, j) for j in range(self._unrolled)]
+        return [(tile.row(refs.u, t), tile.column(refs.B, t), tile.column(refs.C, t)) for t in places]
+
+    def _row(self, rows: jax.Array, place) -> jax.Array:
+        """[count, width] -> [1, width]."""
+        if self._count == 1:
+            return rows
+        return jnp.sum(jnp.where(self._is_at(place), rows, 0.0), axis=0, keepdims=True)
+
+    def _with_row(self, rows: jax.Array | None, place, row: jax.Array | None) -> jax.Array | None:
+        if rows is None or self._count == 1:
+            return row
+        return jnp.where(self._is_at(place), row, rows)
+
+    def _is_at(self, place) -> jax.Array:
+        return lax.broadcasted_iota(jnp.int32, (self._count, self.tile.width), 0) == place
