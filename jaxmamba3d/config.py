@@ -137,7 +137,7 @@ class PhantomConfig:
     def __post_init__(self):
         check_whole("data.phantoms.cases", self.cases)
         for voxels in self.shape:
-            check_whole("data.phantoms.shape", voxels)
+            check_whole("an extent of data.phantoms.shape", voxels)
         check_seed("data.phantoms.seed", self.seed)
         check_that(self.cases >= 5, "data.phantoms.cases", "at least 5 (one per fold)", self.cases)
         check_that(min(self.shape) >= 16, "data.phantoms.shape", "at least 16 voxels per axis", self.shape)

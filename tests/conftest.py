@@ -1,8 +1,8 @@
 """Eight CPU devices for every test, set before jax starts its backend, unless JAX_PLATFORMS asks for others.
 
 Tests compile much and compute little: the lowest optimisation of machine code saves a third of their time,
-and what is compiled again, for another run of the same training, comes out of a cache. Each process has its
-own, for JAX does not write files whole.
+and what is compiled again, for another run of the same training, comes out of a cache. Each process of pytest
+has its own, for JAX does not write its files atomically.
 
 Elsewhere products are computed in float32, not in the tensor cores' narrower numbers, which tolerances of
 rounding do not allow.

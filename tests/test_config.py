@@ -84,7 +84,10 @@ def test_impossible_nets_are_named(change, message):
         (lambda: TrainConfig(seed=1.5), r"train.seed must be a whole number, got 1.5"),
         (lambda: PhantomConfig(seed=-1), r"data.phantoms.seed must be a number from 0 to 2\^32 - 1, got -1"),
         (lambda: PhantomConfig(cases=5.5), "data.phantoms.cases must be a whole number, got 5.5"),
-        (lambda: PhantomConfig(shape=(24, 48, 40.0)), "data.phantoms.shape must be a whole number, got 40.0"),
+        (
+            lambda: PhantomConfig(shape=(24, 48, 40.0)),
+            "an extent of data.phantoms.shape must be a whole number",
+        ),
         (lambda: PhantomConfig(cases=2), "data.phantoms.cases must be at least 5"),
         (lambda: ExperimentConfig(output=""), "output must be the folder of the run"),
     ],

@@ -39,17 +39,17 @@ def bench_scan(
     import jax
 
     from jaxmamba3d.bench import scan
+    from jaxmamba3d.ops.selective_scan.blocks import BLOCKS
 
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and longest is None:
         longest = LONGEST_ON_CPU
     if not implementations:
         # One token after another takes a GPU minutes for the longest scans.
-        on_gpu = "xla_associative", *scan.KERNELS
-        implementations = ("xla_sequential", "xla_associative") if on_cpu else on_gpu
+        others = ("xla_sequential",) if on_cpu else tuple(BLOCKS)
+        implementations = ("xla_associative", *others)
     shapes = paper_shapes(datasets, nets)
-    options = {"blocks": blocks, "repeats": repeats, "longest": longest}
-    scan.bench_scan(shapes, implementations, dtypes, output, **options)
+    scan.bench_scan(shapes, implementations, dtypes, output, blocks=blocks, repeats=repeats, longest=longest)
     sys.stdout.write((output / "scan.md").read_text(encoding="utf-8"))
 
 

@@ -20,14 +20,10 @@ from jaxmamba3d.bench.peers import DOES_NOT_FIT, peers
 from jaxmamba3d.bench.shapes import ScanShape
 from jaxmamba3d.bench.timing import Timing, time_calls
 from jaxmamba3d.checks import check_count, check_that
-from jaxmamba3d.config import SCAN_IMPLEMENTATIONS
 from jaxmamba3d.files import replacing, write_json, write_text
 from jaxmamba3d.ops.selective_scan import selective_scan, unsupported_reason
-from jaxmamba3d.ops.selective_scan.blocks import override_blocks
+from jaxmamba3d.ops.selective_scan.blocks import block_sizes, override_blocks
 from jaxmamba3d.wording import markdown_table
-
-KERNELS = tuple(name for name in SCAN_IMPLEMENTATIONS if name.startswith("pallas"))
-"""The implementations that have blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +87,8 @@ def bench_scan(
         a row for each implementation and peer, scan, dtype, direction and pass.
 
     Raises:
-        ValueError: `longest` leaves no scan, repeats is below 1, or blocks have no such sizes.
+        ValueError: `longest` leaves no scan, repeats is below 1, or `blocks` are malformed or of none of the
+            implementations.
     """
     chosen = [shape for shape in shapes if longest is None or shape.length <= longest]
     shortest = min((shape.length for shape in shapes), default=0)
@@ -121,22 +118,25 @@ class _Variant(NamedTuple):
 
 
 def _variants(implementations: Sequence[str], blocks: Sequence[str]) -> dict[str, _Variant]:
-    """By the name that a row gives it: each implementation, and each kernel with other blocks."""
-    sizes, found = {wanted: _sizes(wanted) for wanted in blocks}, {}
-    kernels = any(name in KERNELS for name in implementations)
-    check_that(kernels or not blocks, "implementations", "kernels where blocks are set", implementations)
+    """By the name that a row gives it: each implementation, and each kernel with those blocks that it has."""
+    found = {}
+    sizes = {wanted: _sizes(wanted) for wanted in blocks}
     for name in implementations:
         found[name] = _Variant(name, {})
-        if name in KERNELS:
-            found |= {f"{name} {wanted}": _Variant(name, of_blocks) for wanted, of_blocks in sizes.items()}
+        for wanted, of_blocks in sizes.items():
+            if of_blocks.keys() <= block_sizes(name):
+                found[f"{name} {wanted}"] = _Variant(name, of_blocks)
+    for wanted in blocks:
+        measured = any(name.endswith(f" {wanted}") for name in found)
+        check_that(measured, "implementations", f"some with blocks of {wanted}", ", ".join(implementations))
     return found
 
 
 def _sizes(wanted: str) -> dict[str, int]:
     pairs = re.findall(r"(\w+)=(\d+)", wanted)
-    well_formed = wanted == ",".join(f"{name}={size}" for name, size in pairs) != ""
-    check_that(well_formed, "blocks", "sizes such as stride=1 or chunk=64,stride=1", repr(wanted))
     sizes = {name: int(size) for name, size in pairs}
+    well_formed = pairs and len(sizes) == len(pairs) and wanted == ",".join(map("=".join, pairs))
+    check_that(bool(well_formed), "blocks", "sizes such as stride=1 or chunk=64,stride=1", repr(wanted))
     with override_blocks(**sizes):
         return sizes
 

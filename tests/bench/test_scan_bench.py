@@ -44,12 +44,13 @@ def test_a_small_bench(tmp_path):
         ScanShape(1, 999, 4, 3, "long"),
     ]
     names = ["xla_sequential", "pallas_triton"]
-    rows = bench_scan(shapes, names, ["float32"], tmp_path / "out", repeats=2, longest=100)
-    ours = [row for row in rows if row.implementation in names]
-    assert len(ours) == 2 * 2 * 2 * 2
+    options = {"blocks": ["chunk=16"], "repeats": 2, "longest": 100}
+    rows = bench_scan(shapes, names, ["float32"], tmp_path / "out", **options)
+    ours = [row for row in rows if row.implementation in (*names, "pallas_triton chunk=16")]
+    assert len(ours) == 3 * 2 * 2 * 2
     assert {row.length for row in ours} == {70, 4}
     for row in ours:
-        if row.implementation == "pallas_triton" and row.states == 300:
+        if row.implementation.startswith("pallas_triton") and row.states == 300:
             assert row.milliseconds is None
             assert row.note == "it holds at most 256 states, and A has 300"
         else:
@@ -58,15 +59,16 @@ def test_a_small_bench(tmp_path):
     assert len(found["rows"]) == len(rows)
     table = (tmp_path / "out" / "scan.md").read_text()
     assert "| xla_sequential | 1 | 70 | 4 | 3 | float32 | forward | forward + gradient |" in table
+    assert "| pallas_triton chunk=16 | 1 | 70 |" in table
     assert "- B 1, L 70, D 4, N 3: somewhere" in table
     assert (tmp_path / "out" / "scan.png").stat().st_size > 1000
 
 
 def test_kernels_with_other_blocks():
-    variants = scan._variants(["xla_sequential", "pallas_triton"], ["stride=3", "chunk=8,stride=1"])
-    others = ["pallas_triton stride=3", "pallas_triton chunk=8,stride=1"]
-    assert list(variants) == ["xla_sequential", "pallas_triton", *others]
-    del variants["xla_sequential"]
+    names = ["xla_sequential", "pallas_mosaic_gpu", "pallas_triton"]
+    variants = scan._variants(names, ["stride=3", "chunk=8,stride=1"])
+    assert list(variants) == [*names, "pallas_triton stride=3", "pallas_triton chunk=8,stride=1"]
+    del variants["xla_sequential"], variants["pallas_mosaic_gpu"]
     shape = ScanShape(1, 70, 16, 3, "somewhere")
     chosen, impossible, smaller = scan._compile_case(shape, variants, "float32", False, False).values()
     assert impossible == "stride must be a power of two for the Triton kernels, got 3"
@@ -81,6 +83,7 @@ def test_kernels_with_other_blocks():
         ("", "blocks must be sizes such as stride=1 or chunk=64,stride=1, got ''"),
         ("strid=1", "the name of a block's size must be one of .*, got 'strid'"),
         ("stride=0", "stride must be greater than 0, got 0"),
+        ("stride=1,stride=2", "blocks must be sizes such as .*, got 'stride=1,stride=2'"),
     ],
 )
 def test_blocks_that_there_are_not(tmp_path, wanted, message):
@@ -92,7 +95,7 @@ def test_blocks_that_there_are_not(tmp_path, wanted, message):
 
 
 def test_blocks_without_a_kernel():
-    with pytest.raises(ValueError, match="implementations must be kernels where blocks are set, got"):
+    with pytest.raises(ValueError, match="implementations must be some with blocks of stride=1, got xla_seq"):
         scan._variants(["xla_sequential"], ["stride=1"])
 
 

@@ -128,7 +128,8 @@ class TestBadFiles:
         content = json.loads(path.read_text())
         content["configurations"]["3d_fullres"][key] = value
         path.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=rf"{key} must be nnU-Net's default .*, got "):
+        message = rf"{key} must be nnU-Net's default .*, as in plans by `jaxmamba3d plan`, got "
+        with pytest.raises(ValueError, match=message):
             load_plans(path)
 
     def test_another_reader_is_refused(self, path):

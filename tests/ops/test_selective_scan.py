@@ -86,6 +86,18 @@ def test_programs_that_work_off_several_chunks_and_tiles(reverse, length, channe
 
 
 @pytest.mark.parametrize(
+    ("stride", "reverse", "shape"),
+    [(1, True, (1, 21, 12, 100)), (8, False, (1, 21, 12, 100)), (4, True, (1, 21, 70, 3))],
+)
+def test_fewer_and_more_tokens_are_unrolled(stride, reverse, shape):
+    """Than have their steps computed at once: 4 with 100 states, 1 with 3."""
+    arguments = random_arguments(*shape)
+    with override_blocks(chunk=8, stride=stride):
+        tolerance = rounding("float32", 21)
+        assert_like_reference(arguments, "pallas_triton", tolerance, delta_softplus=True, reverse=reverse)
+
+
+@pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ({"chunk": 48}, "chunk must be a power of two for the Triton kernels, got 48"),
@@ -98,6 +110,14 @@ def test_impossible_blocks_are_refused(sizes, message):
     """They would leave tokens out."""
     with pytest.raises(ValueError, match=message), override_blocks(**sizes):
         selective_scan(**random_arguments(1, 50, 3, 2), implementation="pallas_triton")
+
+
+def test_a_chunk_of_broken_steps_is_refused():
+    with (
+        pytest.raises(ValueError, match="chunk must be a multiple of the step of 8, got 4"),
+        override_blocks(chunk=4),
+    ):
+        blocks.mosaic_gpu_blocks(100, 16)
 
 
 def test_lists_of_numbers_are_arrays():

@@ -56,8 +56,7 @@ class TritonBlocks:
 
     Args:
         chunk: tokens of a chunk.
-        stride: tokens unrolled in every loop, unless `row_tokens` are more, and between two states that the
-            gradient kernel stores.
+        stride: tokens unrolled in every loop, and between two states that the gradient kernel stores.
         forward_tile, gradient_tile: channels of a tile in the forward kernels and in the gradient kernel.
         forward_warps, gradient_warps: warps of a program, of 32 threads each.
         gradient_states: states that the gradient kernel works on at once.
@@ -149,7 +148,11 @@ def mosaic_gpu_blocks(length: int, states: int) -> MosaicGpuBlocks:
     """The sizes for a call of [B, L, D] with N states."""
     step = min(LONGEST_STEP, _power_of_two(STEP_STATES // states + 1) // 2)
     kept = KEPT_STATE_BYTES // (4 * WARPGROUP_TILE * states)
-    return _overridden(MosaicGpuBlocks(chunk=step * max(1, min(kept, math.ceil(length / step))), step=step))
+    chunk = step * max(1, min(kept, math.ceil(length / step)))
+    blocks = _overridden(MosaicGpuBlocks(chunk, step))
+    wanted = f"a multiple of the step of {blocks.step}"
+    check_that(blocks.chunk % blocks.step == 0, "chunk", wanted, blocks.chunk)
+    return blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +184,20 @@ def tpu_blocks(length: int, channels: int, states: int) -> TpuBlocks:
     return _overridden(TpuBlocks(chunk, tile, states_at_once * of_one_tile))
 
 
+BLOCKS = {
+    "pallas_triton": TritonBlocks,
+    "pallas_mosaic_gpu": MosaicGpuBlocks,
+    "pallas_mosaic_tpu": TpuBlocks,
+}
+"""Of each implementation that has some."""
+
+
+def block_sizes(implementation: str) -> set[str]:
+    """The names of the sizes of an implementation's blocks; none if it has no blocks."""
+    blocks = BLOCKS.get(implementation)
+    return {field.name for field in dataclasses.fields(blocks)} if blocks else set()
+
+
 Overrides = tuple[tuple[str, int], ...]
 
 
@@ -192,8 +209,7 @@ def override_blocks(**fields: int) -> contextlib.AbstractContextManager[None]:
     Raises:
         ValueError: no kernel's blocks have such a field, or a value is no whole number above 0.
     """
-    kinds = TritonBlocks, MosaicGpuBlocks, TpuBlocks
-    known = sorted({field.name for kind in kinds for field in dataclasses.fields(kind)})
+    known = sorted(set().union(*map(block_sizes, BLOCKS)))
     for name, value in fields.items():
         check_choice("the name of a block's size", name, known)
         check_count(name, value)

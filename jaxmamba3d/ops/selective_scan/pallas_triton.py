@@ -103,8 +103,8 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
         h = advance(h, token, decay(token.delta), call.form)
         return h, readout(h, token, call.form)
 
-    def store(t, rows, read):
-        tile.store_row(y_ref, t, skip_and_gate(read, rows.u, D, rows.z))
+    def store(t, rows, readouts):
+        tile.store_row(y_ref, t, skip_and_gate(readouts, rows.u, D, rows.z))
 
     walk(steps, each, tile.state(h_in_ref), store)
 

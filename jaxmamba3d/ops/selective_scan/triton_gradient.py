@@ -177,7 +177,7 @@ def _states(tile: Tile, block: _Block, k, add_states):
     def read(s, sums):
         """Of a stride's tokens: they, the gradients of their readouts, and a column's sums up to now.
 
-        Columns are not spread yet, see `Walk`.
+        Columns are not spread yet, for that makes all threads wait.
         """
 
         def of_token(i):

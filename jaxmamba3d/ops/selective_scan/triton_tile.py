@@ -215,8 +215,8 @@ def spread(column):
 def reading_ahead(count: int, read, body, carry, first=None):
     """carry = body(i, read(i), carry) for i from 0 to `count`; read(i + 1) comes before body(i).
 
-    Few programs fit on a processor, too few to hide how long memory takes to answer. `first` is read(0), if
-    that is read before.
+    Few programs fit on a processor, too few to hide how long memory takes to answer. `first` is read(0),
+    where that has been read already.
     """
     zero = lax.full((), 0, jnp.int32)
     first = read(zero) if first is None else first

@@ -1,8 +1,8 @@
 """The walk of the forward kernels of `pallas_triton` over the tokens of a chunk.
 
-Steps and gates are computed for as many tokens at a time as give every thread a number. Of fewer, Triton has
-each thread compute all those that its states need, many of them in several threads, and a softplus takes more
-instructions than a token's states of a thread.
+Steps and gates are computed for a group of tokens at a time, as many as give every thread a number. With
+fewer, several threads would compute the same steps and gates, and one softplus takes more instructions than
+all that a thread does for its states of a token.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """Over the chunk of a tile in scan order, or against it, a group of tokens after the other.
+    """Over the chunk of a tile in scan order, or against it, one group of `row_tokens` tokens after another.
 
     Args:
         tile: what the program holds.
@@ -50,7 +50,7 @@ class Walk:
         carry: Any,
         after: Callable[[jax.Array, Rows, jax.Array], None] | None = None,
     ) -> Any:
-        """Walks.
+        """Calls `before`, `each` for every token, and `after` for every group.
 
         Args:
             before: (a group's earliest token, its rows) -> rows [count, width] that its tokens are given, the
@@ -107,7 +107,7 @@ class Walk:
 
     @property
     def _unrolled(self) -> int:
-        """Tokens of a group that are unrolled; the others come in a loop, for there are up to 8."""
+        """Tokens of a group that are unrolled; the others come in a loop, or registers would not suffice."""
         return min(self._count, self.tile.call.blocks.stride)
 
     @property
