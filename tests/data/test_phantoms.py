@@ -1,6 +1,7 @@
 """The made-up dataset: layout, variety, and that it takes more than a threshold."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmamba3d.config import PhantomConfig
+from jaxmamba3d.data import phantoms
 from jaxmamba3d.data.phantoms import make_phantom, write_phantom_dataset
 
 CONFIG = PhantomConfig(cases=6, seed=3)
@@ -131,13 +133,17 @@ def test_an_existing_folder_is_left_alone(dataset):
     assert sorted(dataset.rglob("*")) == before
 
 
-def test_of_two_that_write_it_the_second_waits_for_the_first(tmp_path, caplog):
-    caplog.set_level("INFO")
-    folder = tmp_path / "phantoms"
+def test_of_two_that_write_it_the_second_waits_for_the_first(tmp_path, monkeypatch):
+    def write_once_the_other_waits(*arguments):
+        assert waits.wait(60)
+        write(*arguments)
+
+    folder, waits, write = tmp_path / "phantoms", threading.Event(), phantoms._write
+    monkeypatch.setattr(phantoms, "_write", write_once_the_other_waits)
+    monkeypatch.setattr(phantoms.logger, "info", lambda text, _: waits.set())
     with ThreadPoolExecutor(2) as both:
         for done in [both.submit(write_phantom_dataset, folder, CONFIG) for _ in range(2)]:
             done.result()
-    assert "waiting: another process writes" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["phantoms"]
     assert len(list(folder.rglob("*.nii.gz"))) == 2 * CONFIG.cases
 
