@@ -50,7 +50,7 @@ class Walk:
         carry: Any,
         after: Callable[[jax.Array, Rows, jax.Array], None] | None = None,
     ) -> Any:
-        """Calls `before`, `each` for every token, and `after` for every group.
+        """Calls `before` for every group, then `each` for every token of it, then `after`.
 
         Args:
             before: (a group's earliest token, its rows) -> rows [count, width] that its tokens are given, the
