@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
+FEW = 5
+
 
 def counted(number: int, noun: str) -> str:
     """A number and what it counts."""
@@ -17,6 +19,12 @@ def sizes(values: Iterable[float]) -> str:
 def enumerated(values: Iterable[object], nothing: str = "none") -> str:
     """Things in a row."""
     return ", ".join(map(str, values)) or nothing
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Names in a row, of many the first few and how many more."""
+    rest = len(names) - FEW
+    return enumerated(names) if rest <= 0 else f"{enumerated(names[:FEW])} and {rest:,} more"
 
 
 def number(value: float) -> str:

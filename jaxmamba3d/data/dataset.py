@@ -11,6 +11,7 @@ from jaxmamba3d.data.cases import ENDINGS, Case, Dataset, by_stem, is_nifti, nif
 from jaxmamba3d.data.providers import is_shipped, read_shipped
 from jaxmamba3d.files import load_json
 from jaxmamba3d.labels import Labels
+from jaxmamba3d.wording import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
     files = nifti_files(folder)
     others = sorted(path.name for path in folder.iterdir() if path.is_file() and not is_nifti(path))
     if others := [name for name in others if name[0] != "."]:
-        logger.warning("left out of %s, not being NIfTI: %s", folder, ", ".join(others))
+        logger.warning("left out of %s, not being NIfTI: %s", folder, first_few(others))
     names = by_stem(files, folder)
     if not any(name.endswith("_0000") for name in names):
         return tuple(Case(name, (path,)) for name, path in names.items())

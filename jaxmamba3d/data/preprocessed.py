@@ -20,6 +20,7 @@ from jaxmamba3d.data.preprocessing import preprocess_volume
 from jaxmamba3d.data.room import check_room
 from jaxmamba3d.files import check_writable, load_json, write_json
 from jaxmamba3d.labels import Labels
+from jaxmamba3d.wording import first_few
 
 CONFIGURATION = "configuration.json"
 
@@ -66,10 +67,10 @@ def preprocess_dataset(
     gone -= {case.name for case in dataset.cases}
     logger.info("%d of %d cases are preprocessed already", len(dataset.cases) - len(todo), len(dataset.cases))
     if changed:
-        names = ", ".join(changed)
+        names = first_few(changed)
         logger.info("files of %s changed since they were preprocessed, or are damaged; once more", names)
     if gone:
-        logger.info("%s are no cases of the folds of %s; not used", ", ".join(sorted(gone)), dataset.folder)
+        logger.info("%s are no cases of the folds of %s; not used", first_few(sorted(gone)), dataset.folder)
     if not todo:
         return
     check_writable(output, what)

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.files import load_json
+from jaxmamba3d.wording import first_few
 
 Split = dict[str, list[str]]
 """Case names `train` and `val` of one fold."""
@@ -57,8 +58,8 @@ def load_splits(path: str | Path, case_names: Collection[str] | None = None) -> 
     check_that(bool(named), str(path), "a list of at least one fold", "none")
     for fold, (train, validation) in enumerate(named):
         unknown = [] if case_names is None else sorted((train | validation) - set(case_names))
-        check_that(not unknown, f"{path}, fold {fold}", "of cases of the dataset", f"unknown cases {unknown}")
+        check_that(not unknown, f"{path}, fold {fold}", "of cases that the dataset has", first_few(unknown))
         both = sorted(train & validation)
-        check_that(not both, f"{path}, fold {fold}", "apart in train and val", f"{both} in both")
+        check_that(not both, f"{path}, fold {fold}", "apart in train and val", f"{first_few(both)} in both")
         check_that(bool(train and validation), f"{path}, fold {fold}", "with cases in train and val", "none")
     return [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]

@@ -17,6 +17,7 @@ from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
 from jaxmamba3d.files import FileIdentities, check_writable, folder_lock, load_json, write_json
+from jaxmamba3d.wording import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -255,14 +256,14 @@ def _check_cases(
     now = {case.name: case for case in dataset.cases}
     gone = sorted(used - now.keys())
     wanted = f"of cases that {dataset.folder} has: put them back, or {again}"
-    check_that(not gone, f"{folder / SPLITS}", wanted, f"{', '.join(gone)}, gone since it was planned")
+    check_that(not gone, f"{folder / SPLITS}", wanted, f"{first_few(gone)}, gone since it was planned")
     if not planned:
         return
     if added := sorted(now.keys() - planned.keys() - used):
         logger.warning(
             "%s came to %s after it was planned and are in no fold, so they are not trained on; add them to "
             "%s, or %s",
-            ", ".join(added),
+            first_few(added),
             dataset.folder,
             folder / SPLITS,
             again,
@@ -272,7 +273,7 @@ def _check_cases(
         logger.warning(
             "files of %s in %s changed after it was planned; the plans are kept as they are: %s if other "
             "spacings, sizes or intensities are to count",
-            ", ".join(changed),
+            first_few(changed),
             dataset.folder,
             again,
         )

@@ -11,6 +11,7 @@ from jaxmamba3d.data.cases import ENDINGS
 from jaxmamba3d.data.nifti import Volume, misplacement
 from jaxmamba3d.evaluation.error_maps import ComparisonCase
 from jaxmamba3d.evaluation.scored_models import ScoredModel
+from jaxmamba3d.wording import first_few
 
 ADVICE = "; name the folder of each model's segmentations with --predictions"
 
@@ -55,7 +56,7 @@ def read_comparison_cases(
     check_that(len(predictions) in (0, len(models)), "predictions", wanted, [str(p) for p in predictions])
     check_that(channel >= 0, "channel", "0 or greater", channel)
     unknown = sorted(set(cases) - models[0].cases)
-    check_that(not unknown, "cases", "among the scored ones", ", ".join(unknown))
+    check_that(not unknown, "cases", "among the scored ones", first_few(unknown))
     places = {
         model.name: [Path(predictions[number])] if predictions else list(model.predictions)
         for number, model in enumerate(models)

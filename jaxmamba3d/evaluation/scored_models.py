@@ -11,6 +11,7 @@ from jaxmamba3d.evaluation.protocols import Protocol
 from jaxmamba3d.evaluation.scoring import Score
 from jaxmamba3d.evaluation.summary import Evaluation, statistic
 from jaxmamba3d.evaluation.summary_files import SUMMARY, read_evaluation
+from jaxmamba3d.wording import first_few
 
 SCORES = "scores"
 
@@ -143,9 +144,8 @@ def comparable(models: Sequence[ScoredModel], *, common_cases: bool = False) -> 
         return [model.only(common) for model in models]
     for model in models:
         missing = sorted(frozenset.union(*(m.cases for m in models)) - model.cases)
-        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         wanted = "scored on the same cases (or compared with --common-cases)"
-        check_that(not missing, "all models", wanted, f"{model.name} without {some}")
+        check_that(not missing, "all models", wanted, f"{model.name} without {first_few(missing)}")
     return list(models)
 
 

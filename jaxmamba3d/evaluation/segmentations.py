@@ -11,6 +11,7 @@ from jaxmamba3d.checks import check_that
 from jaxmamba3d.data.cases import ENDINGS, by_stem, is_nifti
 from jaxmamba3d.data.dataset import is_dataset, read_dataset
 from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label
+from jaxmamba3d.wording import first_few
 
 Box = tuple[slice, ...]
 
@@ -67,7 +68,7 @@ def find_pairs(
             cases is not None or not unknown,
             f"predictions in {predictions_dir}",
             f"of cases of {labels_dir}",
-            unknown,
+            first_few(unknown),
         )
         found = set(predictions)
     else:

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jaxmamba3d.checks import check_that
+from jaxmamba3d.wording import first_few
 
 # Path of a parameter in our modules -> the authors' name; tried in this order, each on the whole path.
 _RENAMED = (
@@ -84,8 +85,7 @@ def to_official_weights(net: nnx.Module) -> dict[str, np.ndarray]:
 
 def _listed(names: list[str], kind: str) -> str:
     """The count and the first few names."""
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {kind} ({some})" if names else f"no {kind}"
+    return f"{len(names)} {kind} ({first_few(names)})" if names else f"no {kind}"
 
 
 def _substitute(name, rules):

@@ -145,7 +145,7 @@ def test_the_labels_of_a_dataset(tmp_path):
     )
     assert len(published.structures) == 8
     shutil.copy(predictions / "abdomen_001.nii.gz", predictions / "abdomen_099.nii.gz")
-    with pytest.raises(ValueError, match=r"predictions in .* must be of cases of .*, got \['abdomen_099'\]"):
+    with pytest.raises(ValueError, match=r"predictions in .* must be of cases of .*, got abdomen_099"):
         evaluate_folders(predictions, dataset, tmp_path / "scores", progress=False)
     named = evaluate_folders(predictions, dataset, tmp_path / "scores", cases=["abdomen_001"], progress=False)
     assert named.cases == ("abdomen_001",)
