@@ -17,6 +17,7 @@ import tyro
 from jaxmamba3d.checks import MEMORY_ADVICE, InterruptedTraining, UnsupportedError, check_choice, check_that
 from jaxmamba3d.config import ExperimentConfig, NetName
 from jaxmamba3d.config_file import load_config
+from jaxmamba3d.terminal import outlive_the_terminal
 
 Positional = tyro.conf.Positional
 Processes = Annotated[int | None, tyro.conf.arg(help="worker processes; default: one per core")]
@@ -301,6 +302,7 @@ INTERRUPTED = 130
 
 def run_command(command) -> None:
     """Runs a command; what its user can fix ends it with one sentence instead of a traceback."""
+    outlive_the_terminal()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     try:
         level = (os.environ.get("JAXMAMBA3D_LOG_LEVEL") or "INFO").upper()

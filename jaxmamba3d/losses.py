@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxmamba3d.checks import check_shape, check_that
 
@@ -270,21 +271,27 @@ def hard_counts(
 
 def pseudo_dice(counts: HardCounts) -> jax.Array:
     """Dice of each class or region counted, 2 TP / (2 TP + FP + FN), float32; NaN where there is neither."""
-    twice = 2.0 * counts.true_positive
-    return jnp.divide(twice, twice + counts.false_positive + counts.false_negative)
+    true_positive, false_positive, false_negative = (jnp.asarray(x, jnp.float32) for x in counts)
+    twice = 2 * true_positive
+    return jnp.divide(twice, twice + false_positive + false_negative)
 
 
 def _one_hot(labels, classes, ignore_label):
     """One-hot labels [B, X, Y, Z, K] (no class where ignored) and valid voxels [B, X, Y, Z, 1], both bool."""
     labels, valid = _valid(labels, ignore_label)
-    return (labels == jnp.arange(classes)) & valid, valid
+    return (labels == _along_channels(jnp.arange(classes))) & valid, valid
 
 
 def _in_regions(labels, regions, ignore_label):
     """Regions of each voxel [B, X, Y, Z, K] (none where ignored) and valid voxels [B, X, Y, Z, 1], bool."""
     labels, valid = _valid(labels, ignore_label)
-    inside = [(labels == jnp.array(values)).any(-1) for values in regions]
+    inside = [(labels == _along_channels(jnp.array(values))).any(-1) for values in regions]
     return jnp.stack(inside, -1) & valid, valid
+
+
+def _along_channels(values):
+    """[K] -> [1, 1, 1, 1, K]."""
+    return lax.broadcast_to_rank(values, 5)
 
 
 def _valid(labels, ignore_label):

@@ -15,6 +15,7 @@ LAYERS = {
     "labels": 0,
     "files": 0,
     "machine": 0,
+    "terminal": 0,
     "wording": 0,
     "ops": 1,
     "augment": 1,
@@ -32,7 +33,7 @@ LAYERS = {
     "__main__": 8,
 }
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
-STANDARD_LIBRARY_ONLY = {"config", "config_file", "checks", "labels", "files", "machine", "wording"}
+STANDARD_LIBRARY_ONLY = {name for name, layer in LAYERS.items() if layer == 0}
 HOST_ONLY = STANDARD_LIBRARY_ONLY | {"data", "evaluation"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE) != Path("__init__.py"))

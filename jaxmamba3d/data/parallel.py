@@ -17,6 +17,9 @@ from tqdm import tqdm
 from jaxmamba3d.checks import check_count
 from jaxmamba3d.machine import core_count
 
+ALGEBRA_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Variables that the libraries behind NumPy read when they are loaded."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -49,7 +52,7 @@ def map_cases(
             workers, mp_context=context, initializer=_end_with_parent
         )
         try:
-            with _without_main_module():
+            with _without_main_module(), _single_threaded_algebra():
                 jobs = [pool.submit(function, item) for item in items]
             for job in concurrent.futures.as_completed(jobs):
                 _counted(bar, job.result())
@@ -85,6 +88,18 @@ def _end_with_parent() -> None:
 def _counted(bar: tqdm, result: Result) -> Result:
     bar.update()
     return result
+
+
+@contextlib.contextmanager
+def _single_threaded_algebra() -> Iterator[None]:
+    """Workers that start inside multiply matrices in one thread each, unless the user says otherwise."""
+    added = {name: "1" for name in ALGEBRA_THREADS if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

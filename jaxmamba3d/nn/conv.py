@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype
+from jax import lax
 
 from jaxmamba3d.checks import check_shape
 from jaxmamba3d.nn.initializers import LEAKY_SLOPE, he_normal, he_normal_transposed
@@ -40,7 +41,7 @@ class Conv3D(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         y = conv3d(x, kernel, self.strides)
-        return y if bias is None else y + bias
+        return y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)
 
 
 class Upsample3D(nnx.Module):
@@ -67,7 +68,8 @@ class Upsample3D(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         _check_input(x, self.kernel)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        return upsample3d(x, kernel) + bias
+        y = upsample3d(x, kernel)
+        return y + lax.broadcast_to_rank(bias, y.ndim)
 
 
 def _check_input(x: jax.Array, kernel: nnx.Param) -> None:

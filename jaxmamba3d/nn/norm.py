@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from jaxmamba3d.checks import check_shape
 from jaxmamba3d.ops.dtypes import check_floating
@@ -33,7 +34,8 @@ def _normalized(x, scale, bias):
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
     variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
-    factor = jax.lax.rsqrt(variance + 1e-5) * scale
+    scale, bias = (lax.broadcast_to_rank(param, x.ndim) for param in (scale, bias))
+    factor = lax.rsqrt(variance + 1e-5) * scale
     return ((wide - mean) * factor + bias).astype(x.dtype)
 
 

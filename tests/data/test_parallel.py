@@ -21,6 +21,10 @@ def process_of(number: int) -> int:
     return os.getpid()
 
 
+def algebra_threads(number: int) -> str | None:
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
 def terminate(number: int) -> int:
     os.kill(os.getpid(), signal.SIGTERM)
     return number
@@ -44,6 +48,16 @@ def test_more_processes_are_others():
     found = set(map_cases(process_of, list(range(6)), processes=2, description="pid"))
     assert 1 <= len(found) <= 2
     assert os.getpid() not in found
+
+
+@pytest.mark.parametrize(("wish", "threads"), [(None, "1"), ("3", "3")])
+def test_workers_multiply_matrices_in_one_thread_each(monkeypatch, wish, threads):
+    """Or as many as the user wants."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if wish:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", wish)
+    assert map_cases(algebra_threads, [1, 2], processes=2, description="threads") == [threads] * 2
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == wish
 
 
 @pytest.mark.parametrize("processes", [1, 2])

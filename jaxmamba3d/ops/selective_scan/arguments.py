@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 class ScanArguments(NamedTuple):
@@ -33,12 +34,12 @@ def step_size(delta: jax.Array, delta_bias: jax.Array | None, delta_softplus: bo
     """The step delta in float32, [..., D]: bias added, then softplus, each where asked for."""
     delta = delta.astype(jnp.float32)
     if delta_bias is not None:
-        delta = delta + delta_bias
+        delta = delta + lax.broadcast_to_rank(delta_bias, delta.ndim)
     return jax.nn.softplus(delta) if delta_softplus else delta
 
 
 def skip_and_gate(y: jax.Array, u: jax.Array, D: jax.Array | None, z: jax.Array | None) -> jax.Array:
     """(y + D u) silu(z) in float32, [..., D]; each part where its array is given."""
     if D is not None:
-        y = y + D * u.astype(jnp.float32)
+        y = y + lax.broadcast_to_rank(D, u.ndim) * u.astype(jnp.float32)
     return y if z is None else y * jax.nn.silu(z.astype(jnp.float32))

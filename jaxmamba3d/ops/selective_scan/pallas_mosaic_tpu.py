@@ -151,7 +151,7 @@ def _gradient_kernel(
 
 
 def _add(ref, index, value, begun):
-    ref[index] = (jnp.where(begun, ref[index], 0.0) + value).astype(ref.dtype)
+    ref[index] = (jnp.where(begun, ref[index], 0.0).astype(value.dtype) + value).astype(ref.dtype)
 
 
 def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInputs:

@@ -17,7 +17,7 @@ def scan(arguments: ScanArguments, *, delta_softplus: bool, reverse: bool) -> tu
 
     def step(h, token):
         u, delta, B, C = token
-        h = jnp.exp(delta[..., None] * A) * h + (delta * u)[..., None] * B[:, None, :]
+        h = jnp.exp(delta[..., None] * A[None]) * h + (delta * u)[..., None] * B[:, None, :]
         return h, jnp.einsum("bdn,bn->bd", h, C, precision="highest")
 
     delta = step_size(delta, delta_bias, delta_softplus)

@@ -100,9 +100,9 @@ def _prefix_states(A, delta, drive, h_in, reverse):
 
     What is left of that is told by the sum of the steps: products of decays near 1 are all rounded down.
     """
-    _, drives = lax.associative_scan(compose, (jnp.exp(delta[:, None, :] * A), drive), reverse=reverse)
+    _, drives = lax.associative_scan(compose, (jnp.exp(delta[:, None, :] * A[None]), drive), reverse=reverse)
     steps = lax.cumsum(delta, axis=0, reverse=reverse)
-    return jnp.exp(steps[:, None, :] * A) * h_in + drives
+    return jnp.exp(steps[:, None, :] * A[None]) * h_in[None] + drives
 
 
 def _shift(x, first, reverse):
@@ -124,7 +124,7 @@ class AssociativeScan:
     @staticmethod
     def gradients(chunk, A, h_before, g_y, g_out, reverse):
         u, delta, B, C = chunk
-        decay = jnp.exp(delta[:, None, :] * A)
+        decay = jnp.exp(delta[:, None, :] * A[None])
         drive = (delta * u)[:, None, :]
         # The adjoint runs against time; a token's own decay acts on it after it is read, hence the shift.
         delta_of_next = _shift(delta, jnp.zeros_like(delta[0]), not reverse)
@@ -134,7 +134,7 @@ class AssociativeScan:
         g_drive = jnp.sum(g * B[..., None], axis=1)
         g_chunk = Token(
             u=g_drive * delta,
-            delta=g_drive * u + jnp.sum(g_exponent * A, axis=1),
+            delta=g_drive * u + jnp.sum(g_exponent * A[None], axis=1),
             B=jnp.sum(g * drive, axis=-1),
             C=jnp.sum(g_y[:, None, :] * (decay * h_before + drive * B[..., None]), axis=-1),
         )
