@@ -388,7 +388,8 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
 def _convert(hint: Any, value: Any) -> Any:
     if isinstance(hint, types.UnionType) and value is not None:
         hint = next(member for member in typing.get_args(hint) if member is not type(None))
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+    if dataclasses.is_dataclass(hint):
+        check_that(isinstance(value, dict), hint.__name__, "an object of fields", repr(value))
         return from_dict(hint, value)
     return _tuples(value)
 

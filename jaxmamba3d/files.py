@@ -177,17 +177,20 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def load_json(path: str | Path, what: str) -> Any:
+def load_json(path: str | Path, what: str, kind: type[dict] | type[list] = dict) -> Any:
     """The content of a JSON file; `what` says in errors what it should hold, such as "nnU-Net's plans".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or of another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it should hold {what}")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark before the text
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark before the text
     except ValueError as error:
         raise ValueError(f"{path} must hold {what} as JSON, got text that is not JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold {what}, got a JSON {type(content).__name__}")
+    return content

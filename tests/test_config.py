@@ -97,12 +97,42 @@ def test_impossible_settings_are_named(make, message):
         make()
 
 
+def test_a_part_that_is_no_object_is_named():
+    with pytest.raises(ValueError, match="TrainConfig must be an object of fields, got 5"):
+        from_dict(ExperimentConfig, {"output": "run", "train": 5})
+
+
+def test_what_decides_a_training():
+    """And what may change while it goes on: its length too, where the learning rate does not follow it."""
+    config = ExperimentConfig("run", optim=OptimConfig(schedule="cosine"))
+    settings = config.decisive_settings()
+    changes = {
+        "optim": {"learning_rate": 1e-2, "weight_decay": 1e-2, "gradient_clip": 1.0, "schedule": "one_cycle"},
+        "train": {"steps_per_epoch": 7, "mirror_axes": (1,), "rotate_and_scale": False, "seed": 5}
+        | {"vary_intensities": False},
+        "data": {"foreground_fraction": 0.9},
+        "net": {"deep_supervision": False},
+    }
+    for part, fields in changes.items():
+        for name, value in fields.items():
+            part_changed = dataclasses.replace(getattr(config, part), **{name: value})
+            changed = dataclasses.replace(config, **{part: part_changed})
+            assert changed.decisive_settings() != settings, name
+    longer = dataclasses.replace(config, train=TrainConfig(epochs=7, validation_steps=3))
+    assert longer.decisive_settings() == settings
+    one_cycle = [dataclasses.replace(c, optim=OptimConfig(schedule="one_cycle")) for c in (config, longer)]
+    assert one_cycle[0].decisive_settings() != one_cycle[1].decisive_settings()
+
+
 def test_files_of_another_kind_are_named(tmp_path):
     path = tmp_path / "net.json"
     with pytest.raises(FileNotFoundError, match=r"net\.json: no such file; it should hold a NetConfig"):
         read_json(NetConfig, path)
     path.write_text('{"name": "segmamba", "depth": 3}')
     with pytest.raises(ValueError, match=r"net\.json: NetConfig must be only the fields .* also \['depth'\]"):
+        read_json(NetConfig, path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"net\.json must hold a NetConfig, got a JSON list"):
         read_json(NetConfig, path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"net\.json must hold a NetConfig as JSON"):

@@ -162,6 +162,15 @@ def test_a_label_that_is_no_class_makes_the_loss_nan():
     assert jnp.isfinite(loss_of(LOGITS, labels, batch_dice=True, ignore_label=LOGITS.shape[-1]))
 
 
+@pytest.mark.parametrize("regions", [None, ((1, 2), (2,), (3,), (1,))])
+def test_a_batch_of_which_nothing_counts_teaches_nothing(regions):
+    labels = jnp.full(LABELS["full"].shape, 9)
+    options = {"batch_dice": True, "ignore_label": 9, "regions": regions}
+    loss, gradient = jax.value_and_grad(lambda x: segmentation_loss(x, labels, **options))(LOGITS)
+    assert jnp.isfinite(loss)
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def test_smoothing_decides_where_a_class_is_absent():
     """8 voxels of background, foreground probability 1e-6: Dice s / (8e-6 + s) with s = 1e-5."""
     logits = jnp.broadcast_to(jnp.log(jnp.array([1 - 1e-6, 1e-6])), (1, 2, 2, 2, 2))

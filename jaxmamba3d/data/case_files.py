@@ -108,7 +108,7 @@ def is_made_from(folder: Path, identity: FileIdentities) -> bool:
         _open(folder)
         _tables(folder)
         load_json(folder / PROPERTIES, "what the inverse of preprocessing needs")
-        return load_json(folder / MADE_FROM, "what a case was made from") == identity
+        return load_json(folder / MADE_FROM, "what a case was made from", list) == identity
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return False
 

@@ -123,7 +123,6 @@ def read_labels(path: str | Path) -> Labels:
         FileNotFoundError, ValueError: see `read_description`; the channels may be missing.
     """
     content = load_json(path, "a dataset's description")
-    check_that(isinstance(content, dict), str(path), "of the Decathlon or nnU-Net", type(content).__name__)
     return _labels(path, content)
 
 
@@ -196,15 +195,16 @@ def _channel_files(listed: Path, channels: int) -> tuple[Path, ...]:
 
 def _listed_cases(folder: Path, entries: dict[str, Any]) -> list[Case]:
     """The cases of nnU-Net's table `dataset`, whose files lie anywhere."""
-    try:
-        return [
-            Case(name, tuple(folder / image for image in entry["images"]), folder / entry["label"])
-            for name, entry in entries.items()
-        ]
-    except (KeyError, TypeError) as error:
-        wanted = 'a table of case: {"images": [file, ...], "label": file}'
-        first = dict(list(entries.items())[:1])
-        raise ValueError(f"{folder / DESCRIPTION}: dataset must be {wanted}, got {first}") from error
+    argument = f"{folder / DESCRIPTION}: dataset"
+    for name, entry in entries.items():
+        named = bool(name) and name[0] != "." and not set(name) & {"/", "\\"}
+        check_that(named, argument, "of cases named as files can be, without / and \\", repr(name))
+        listed = isinstance(entry, dict) and isinstance(entry.get("images"), list) and "label" in entry
+        check_that(listed, argument, 'a table of case: {"images": [file, ...], "label": file}', {name: entry})
+    return [
+        Case(name, tuple(folder / image for image in entry["images"]), folder / entry["label"])
+        for name, entry in entries.items()
+    ]
 
 
 def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Case]:

@@ -73,12 +73,11 @@ def compute_fingerprint(dataset: Dataset, *, processes: int | None = None) -> Fi
 def load_fingerprint(path: str | Path) -> Fingerprint:
     """Reads nnU-Net's dataset_fingerprint.json."""
     content: dict[str, Any] = load_json(path, "a fingerprint")
-    return Fingerprint(
-        spacings=tuple(map(tuple, content["spacings"])),
-        shapes_after_crop=tuple(map(tuple, content["shapes_after_crop"])),
-        foreground_intensity_properties_per_channel=content["foreground_intensity_properties_per_channel"],
-        median_relative_size_after_cropping=content["median_relative_size_after_cropping"],
-    )
+    fields = [field.name for field in dataclasses.fields(Fingerprint)]
+    missing = [name for name in fields if name not in content]
+    check_that(not missing, str(path), "a fingerprint with all its fields", f"none for {missing}")
+    triples = {name: tuple(map(tuple, content[name])) for name in ("spacings", "shapes_after_crop")}
+    return Fingerprint(**{name: content[name] for name in fields} | triples)
 
 
 def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:

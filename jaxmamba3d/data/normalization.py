@@ -57,7 +57,8 @@ def _z_score(channel, mask, intensities, out):
     inside = channel[mask]
     if out is not channel:
         np.copyto(out, channel)
-    _standardize(inside, inside)
+    if inside.size:
+        _standardize(inside, inside)
     out[mask] = inside
 
 

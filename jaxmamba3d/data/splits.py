@@ -49,7 +49,7 @@ def load_splits(path: str | Path, case_names: Collection[str] | None = None) -> 
         FileNotFoundError: no such file.
         ValueError: the file is no list of splits, names unknown cases, or trains on validation cases.
     """
-    splits: Sequence[Split] = load_json(path, "a list of splits")
+    splits: Sequence[Split] = load_json(path, "a list of splits", list)
     try:
         named = [(set(split["train"]), set(split["val"])) for split in splits]
     except (KeyError, TypeError) as error:

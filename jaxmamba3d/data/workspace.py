@@ -1,11 +1,12 @@
 """The work folder: what planning and preprocessing leave for training."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.cases import Dataset
@@ -125,20 +126,11 @@ def plan_workspace(
             folder was planned for another dataset, memory, spacing, plans or splits.
     """
     folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
+    planned_already = functools.partial(
+        _planned_already, folder, dataset_folder, plans_file, splits_file, memory_gb, spacing, configuration
+    )
     if (folder / SOURCE).is_file():
-        expected = {"dataset": str(dataset_folder)} | ({} if memory_gb is None else {"memory_gb": memory_gb})
-        _check_source(folder, expected)
-        workspace = open_workspace(folder)
-        found = workspace.plans
-        same = spacing is None or respaced(found, configuration, spacing) == found
-        check_that(same, f"work folder {folder}", f"planned with spacing {spacing}", "another spacing")
-        if plans_file is not None:
-            same = respaced(load_plans(plans_file), configuration, spacing) == found
-            check_that(same, f"work folder {folder}", f"planned by {plans_file}", "other plans")
-        if splits_file is not None:
-            same = load_splits(splits_file, workspace.case_names) == workspace.splits
-            check_that(same, f"work folder {folder}", f"split by {splits_file}", "other splits")
-        return workspace
+        return planned_already()
     check_writable(folder, "work folder")
     memory_gb = REFERENCE_GB if memory_gb is None else memory_gb
     dataset = read_dataset(dataset_folder)
@@ -159,7 +151,8 @@ def plan_workspace(
     if plans is not None:
         check_dataset(dataset, processes=processes)
     else:
-        if test_cases := tuple(case for case in dataset.cases if case not in in_folds.cases):
+        named = cases_in_folds(splits)
+        if test_cases := tuple(case for case in dataset.cases if case.name not in named):
             check_dataset(dataclasses.replace(dataset, cases=test_cases), processes=processes)
         fingerprint = compute_fingerprint(in_folds, processes=processes)
         plans = plan_dataset(in_folds, memory_gb=memory_gb, fingerprint=fingerprint)
@@ -167,6 +160,8 @@ def plan_workspace(
     orientations = {code: len(names) for code, names in find_orientations(in_folds.cases).items()}
     cases = {case.name: case.identity() for case in dataset.cases}
     with folder_lock(folder, busy=lambda: logger.info("waiting: another process plans %s", folder)):
+        if (folder / SOURCE).is_file():  # since this call began
+            return planned_already()
         if fingerprint is not None:
             save_fingerprint(fingerprint, folder / "dataset_fingerprint.json")
         save_plans(plans, folder / PLANS)
@@ -189,12 +184,31 @@ def plan_workspace(
     return Workspace(folder, dataset, plans, splits, orientations)
 
 
+def _planned_already(
+    folder, dataset_folder, plans_file, splits_file, memory_gb, spacing, configuration
+) -> Workspace:
+    """The work folder as it is, if `plan_workspace` would make such a one."""
+    expected = {"dataset": str(dataset_folder)} | ({} if memory_gb is None else {"memory_gb": memory_gb})
+    _check_source(folder, expected)
+    workspace = open_workspace(folder)
+    found = workspace.plans
+    same = spacing is None or respaced(found, configuration, spacing) == found
+    check_that(same, f"work folder {folder}", f"planned with spacing {spacing}", "another spacing")
+    if plans_file is not None:
+        same = respaced(load_plans(plans_file), configuration, spacing) == found
+        check_that(same, f"work folder {folder}", f"planned by {plans_file}", "other plans")
+    if splits_file is not None:
+        same = load_splits(splits_file, workspace.case_names) == workspace.splits
+        check_that(same, f"work folder {folder}", f"split by {splits_file}", "other splits")
+    return workspace
+
+
 def _check_fold(fold: int | Literal["all"], splits: Sequence[Split]) -> None:
     there = fold == "all" or 0 <= fold < len(splits)
     check_that(there, "fold", f"from 0 to {len(splits) - 1}", fold)
 
 
-def _without_test_cases(dataset: Dataset, splits: Sequence[dict[str, list[str]]]) -> Dataset:
+def _without_test_cases(dataset: Dataset, splits: Sequence[Split]) -> Dataset:
     named = cases_in_folds(splits)
     return dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.name in named))
 
@@ -218,7 +232,7 @@ def open_workspace(folder: str | Path) -> Workspace:
     folder = Path(folder)
     if not (folder / SOURCE).is_file():
         raise FileNotFoundError(f"{folder}: not a work folder; make one with `jaxmamba3d plan`")
-    source = load_json(folder / SOURCE, "a dataset's path")
+    source = _source(folder)
     dataset = read_dataset(source["dataset"])
     planned = source.get("cases", {})
     names = [case.name for case in dataset.cases]
@@ -281,8 +295,15 @@ def _check_cases(
 
 def _check_source(folder: Path, expected: dict[str, object]) -> None:
     """Before the dataset is opened, which may have been moved."""
-    found = load_json(folder / SOURCE, "a dataset's path")
+    found = _source(folder)
     for key, value in expected.items():
         same = found.get(key) == value
         wanted = f"planned for {key} {value} (or choose another folder)"
         check_that(same, f"work folder {folder}", wanted, f"{key} {found.get(key)}")
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    """What `plan_workspace` has left there of how it planned."""
+    source = load_json(folder / SOURCE, "a dataset's path")
+    check_that("dataset" in source, str(folder / SOURCE), 'of "dataset", a path', f"{[*source]} alone")
+    return source

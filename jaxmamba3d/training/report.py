@@ -155,7 +155,7 @@ class MetricsLog:
                 f"{value:.9g}" for value in (*(getattr(row, name) for name in RESULTS), *row.pseudo_dice)
             ]
             speed = [f"{getattr(row, name):.4g}" for name in SPEED]
-            writer.writerow([row.epoch, *results, f"{row.mean_pseudo_dice:.6g}", *speed])
+            writer.writerow([row.epoch, *results, f"{row.mean_pseudo_dice:.12g}", *speed])
         write_text(self._folder / METRICS, text.getvalue())
 
     def _draw(self):

@@ -25,6 +25,11 @@ def test_initial_patch_is_nnunets(patch_size, initial, slice_by_slice):
     assert math.degrees(plan.largest_angle) == pytest.approx(180 if slice_by_slice else 30)
 
 
+def test_slices_lie_along_the_first_axis():
+    """Where another one is short, patches turn about all axes, as in nnU-Net."""
+    assert not AugmentationPlan((160, 160, 40)).slice_by_slice
+
+
 def test_channels_normalised_inside_the_body_are_masked():
     plan = AugmentationPlan.for_patches([8, 8, 8], [True, False, True], mirror_axes=[1])
     assert plan.masked_channels == (0, 2)

@@ -137,8 +137,24 @@ def test_files_listed_by_case(tmp_path):
     assert case == Case(
         "any name", tuple(folder / image for image in images), folder / table["any name"]["label"]
     )
-    change_json(folder / "dataset.json", dataset={"a": {"images": images}})
+
+
+@pytest.mark.parametrize(
+    "entry", [{"images": ["a.nii.gz"]}, {"images": "a.nii.gz", "label": "b.nii.gz"}, ["a.nii.gz"]]
+)
+def test_entries_that_list_no_files(tmp_path, entry):
+    folder = write_nnunet(tmp_path / "data")
+    change_json(folder / "dataset.json", dataset={"a": entry})
     with pytest.raises(ValueError, match=r'dataset must be a table of case: {"images"'):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["../other", "site/case", "site\\case", ".hidden", "..", ""])
+def test_names_of_cases_that_cannot_be_names_of_files(tmp_path, name):
+    """Or the case's folder would lie, and replace another one, anywhere."""
+    folder = write_nnunet(tmp_path / "data")
+    change_json(folder / "dataset.json", dataset={name: {"images": ["a.nii.gz"], "label": "b.nii.gz"}})
+    with pytest.raises(ValueError, match=r"dataset must be of cases named as files can be"):
         read_dataset(folder)
 
 

@@ -33,6 +33,13 @@ def test_masked_z_score_leaves_the_outside(channel):
     assert (normalized[~mask] == 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_image_of_nothing_but_the_outside_stays_as_it_is():
+    nothing = np.zeros((2, 3, 4), np.float32)
+    normalized = normalize(nothing, "ZScoreNormalization", mask=nothing > 0)
+    np.testing.assert_array_equal(normalized, nothing)
+
+
 def test_z_score_of_a_constant_is_zero():
     assert (normalize(np.full((2, 3, 4), 7, np.float32), "ZScoreNormalization") == 0).all()
 

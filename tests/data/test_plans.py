@@ -16,6 +16,7 @@ from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import load_plans, save_plans
+from jaxmamba3d.data.topology import fit_topology
 from jaxmamba3d.labels import Labels
 
 DATASETS = ("hippo", "ct", "ctiso", "mrmask")
@@ -102,7 +103,7 @@ class TestBadFiles:
             load_plans(tmp_path / "plans.json")
 
     @pytest.mark.parametrize(
-        ("text", "message"), [("{", "as JSON, got text that is not"), ("[]", "the content must be an object")]
+        ("text", "message"), [("{", "as JSON, got text that is not"), ("[]", "plans, got a JSON list")]
     )
     def test_no_json_object(self, path, text, message):
         path.write_text(text)
@@ -171,10 +172,12 @@ def test_more_memory_gives_larger_patches_or_batches():
     assert sizes[0] < sizes[1] <= sizes[2]
 
 
-def planned(shape, spacing, channels=("CT",), kept=1.0):
+def planned(shape, *spacings, channels=("CT",), kept=1.0):
+    """From cases of such spacings, or from three alike."""
     labels = Labels({"background": (0,), "a": (1,), "b": (2,)})
-    cases = tuple(Case(str(n), ()) for n in range(3))
-    fingerprint = Fingerprint((spacing,) * 3, (shape,) * 3, {}, kept)
+    spacings = spacings * 3 if len(spacings) == 1 else spacings
+    cases = tuple(Case(str(n), ()) for n in range(len(spacings)))
+    fingerprint = Fingerprint(spacings, (shape,) * len(spacings), {}, kept)
     return plan_dataset(Dataset("x", Path(), channels, labels, cases), fingerprint=fingerprint).configurations
 
 
@@ -191,9 +194,25 @@ def test_a_low_resolution_is_added_where_a_patch_covers_little():
     assert set(planned((64, 64, 64), (1.0, 1.0, 1.0))) == {"3d_fullres"}
 
 
+@pytest.mark.parametrize(("thin", "expected"), [(2.0, 2.0), (0.5, 1.0 + 1e-5), (1.0, 1.0)])
+def test_short_stacks_of_thick_slices_are_planned_for_thin_ones(thin, expected):
+    """The tenth percentile of what is across slices, here that of the second of eleven, or what is within."""
+    spacings = [(thin, 1.0, 1.0)] * 2 + [(5.0, 1.0, 1.0)] * 9
+    assert planned((20, 256, 256), *spacings)["3d_fullres"].spacing == (expected, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("length", "strides"), [(8, 1), (11, 1), (12, 2), (24, 4)])
+def test_an_axis_that_is_halved_alone_is_so_from_12_voxels_on(length, strides):
+    found = fit_topology((1.0, 1.0, 1.0), (length, 4, 4))
+    assert np.prod(found.strides, axis=0).tolist() == [strides, 1, 1]
+
+
 def test_channels_are_normalised_by_their_names_and_only_z_scores_inside_the_body():
     (full,) = planned(
-        (64, 64, 64), (1.0, 1.0, 1.0), ("rescale_to_0_1", "rgb_to_0_1", "CT", "T1", "noNorm"), 0.7
+        (64, 64, 64),
+        (1.0, 1.0, 1.0),
+        channels=("rescale_to_0_1", "rgb_to_0_1", "CT", "T1", "noNorm"),
+        kept=0.7,
     ).values()
     assert full.normalization_schemes == (
         "RescaleTo01Normalization",

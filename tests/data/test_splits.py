@@ -56,7 +56,7 @@ def test_a_file_of_splits_is_read_as_it_is():
         ([{"train": ["a"]}], "list of .* ('val')"),
         ([["a", "b"]], "list of"),
         ([], "at least one fold, got none"),
-        ({"train": ["a"], "val": ["b"]}, "list of"),
+        ({"train": ["a"], "val": ["b"]}, "list of splits, got a JSON dict"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path, content, words):

@@ -1,9 +1,11 @@
 """The work folder: planned once, found again, and never mixed up with another dataset's."""
 
+import concurrent.futures
 import contextlib
 import errno
 import json
 import logging
+import shutil
 import threading
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 from nnunet_golden import recorded
 from small_datasets import change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 
+from jaxmamba3d.data import workspace
 from jaxmamba3d.data.case_files import centres_of, open_case
 from jaxmamba3d.data.pipeline import training_batches
+from jaxmamba3d.data.planning import plan_dataset
 from jaxmamba3d.data.plans import load_plans, save_plans
 from jaxmamba3d.data.workspace import open_workspace, plan_workspace
 from jaxmamba3d.files import folder_lock
@@ -121,6 +125,21 @@ def test_a_bad_dataset_leaves_no_work_folder(dataset, tmp_path):
     with pytest.raises(ValueError, match="1 of 6 cases"):
         plan_workspace(dataset, tmp_path / "work", processes=1)
     assert not (tmp_path / "work").exists()
+
+
+def test_test_cases_are_checked_but_not_planned_for(dataset, tmp_path, monkeypatch):
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}]))
+    counts = []
+    monkeypatch.setattr(
+        workspace,
+        "plan_dataset",
+        lambda dataset, **options: counts.append(len(dataset.cases)) or plan_dataset(dataset, **options),
+    )
+    plan_workspace(dataset, tmp_path / "work", processes=1)
+    assert counts == [2]
+    (dataset / "labelsTr" / "case_5.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"1 of 4 cases .* are bad; fix or remove them:\ncase_5: label"):
+        plan_workspace(dataset, tmp_path / "other", processes=1)
 
 
 def test_a_case_without_foreground_is_one(dataset, tmp_path):
@@ -341,3 +360,20 @@ def test_two_that_prepare_the_same_cases_take_turns(dataset, tmp_path, caplog):
         second.join(timeout=60)
     assert f"waiting: another process prepares {folder}" in caplog.messages
     assert {path.name.split(".")[0] for path in folder.iterdir()} >= set(workspace.case_names)
+
+
+def test_of_two_that_plan_the_same_folder_the_second_follows_the_first(dataset, tmp_path, caplog):
+    """Or is refused, if it would plan otherwise."""
+    first, work = tmp_path / "first", tmp_path / "work"
+    plan_workspace(dataset, first, memory_gb=8, processes=1)
+    with concurrent.futures.ThreadPoolExecutor() as pool, caplog.at_level(logging.INFO, "jaxmamba3d"):
+        with folder_lock(work, busy=lambda: None):
+            same, other = (
+                pool.submit(plan_workspace, dataset, work, memory_gb=memory, processes=1) for memory in (8, 1)
+            )
+            while caplog.messages.count(f"waiting: another process plans {work}") < 2:
+                assert not concurrent.futures.wait([same, other], timeout=0.1).done
+            shutil.copytree(first, work, dirs_exist_ok=True)
+        assert same.result().plans == load_plans(first / "nnUNetPlans.json")
+        with pytest.raises(ValueError, match=r"planned for memory_gb 1 \(or .*\), got .* 8"):
+            other.result()

@@ -105,6 +105,9 @@ def test_runs_are_compared_over_all_cases_and_over_folds(tmp_path):
     backup = shutil.copytree(runs[0] / "fold_1", runs[0] / "fold_1_old")
     assert find_models(runs[:1])[0].predictions == found[0].predictions
     shutil.rmtree(backup)
+    tenth = shutil.copytree(runs[0] / "fold_1", runs[0] / "fold_10")
+    assert find_models(runs[:1])[0].predictions == (*found[0].predictions, tenth / "validation")
+    shutil.rmtree(tenth)
     one_fold = runs[0] / "fold_1"
     (one_fold / "summary.json").write_text("{}")  # as a run's fold has one, of more than scores
     (model,) = find_models([one_fold])

@@ -58,7 +58,7 @@ def test_what_orientations_a_run_of_an_older_version_has_is_not_known(finished, 
     run = dataclasses.replace(finished[0], folder=tmp_path)
     assert run.orientations() == ()
     (tmp_path / "orientations.json").write_text("5")
-    with pytest.raises(ValueError, match=r"orientations\.json must be counts of cases by orientation, got 5"):
+    with pytest.raises(ValueError, match=r"orientations\.json must hold how many .*, got a JSON int"):
         run.orientations()
 
 

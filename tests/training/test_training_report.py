@@ -13,9 +13,10 @@ from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.training.epoch import Sample
-from jaxmamba3d.training.report import EpochMetrics, MetricsLog, overlays_of
+from jaxmamba3d.training.report import EpochMetrics, MetricsLog, moving_score, overlays_of
 
 LABELS = Labels({"background": (0,), "liver": (1,), "lesion": (2,)})
 
@@ -123,6 +124,24 @@ def test_the_time_left_goes_by_the_epoch_and_not_by_the_table(tmp_path):
     log.append(metrics_of(7))
     log.close()
     assert log.seconds_left(10) == 2 * 2.5
+
+
+def test_the_average_by_which_the_best_epoch_is_chosen():
+    scores = [0.5]
+    for dice in (0.7, math.nan, 0.7):
+        scores.append(moving_score(scores[-1], dice))
+    assert scores == pytest.approx([0.5, 0.52, 0.468, 0.4912])
+    assert moving_score(None, 0.3) == 0.3
+
+
+def test_the_table_tells_the_best_epoch_as_the_training_does(tmp_path):
+    """Also of epochs that differ by less than a millionth."""
+    log = MetricsLog(tmp_path, LABELS)
+    for epoch in range(4):
+        dice = (float(np.float32(0.8123451 + epoch * 1e-7)),) * 2
+        log.append(dataclasses.replace(metrics_of(epoch), pseudo_dice=dice))
+    log.close()
+    assert read_epochs(tmp_path).best == 4
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
