@@ -54,8 +54,9 @@ class Run:
     """A run folder: the config, the net and the plans that its folds share.
 
     Holds config.json, net.json, nnUNetPlans.json, labels.json, splits_final.json, orientations.json and
-    versions.json, and for each fold `fold_K/` with metrics.csv, curves.png, tensorboard/, checkpoints/,
-    validation/, scores/, postprocessing.json and summary.json; the run's postprocessing.json is decided on
+    versions.json, unless the config says otherwise work/, and for each fold `fold_K/` with metrics.csv,
+    curves.png, patches.png, tensorboard/, checkpoints/, validation/, scores/, overlays.png,
+    postprocessing.json and summary.json; the run's postprocessing.json is decided on
     the validation cases of all its folds, whose scores together are in scores/ as soon as there are several.
     Where post-processing changes anything, validation_postprocessed/ and scores_postprocessed/ lie beside
     scores/.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmamba3d.augment.plan import Triple
+from jaxmamba3d.config import Triple
 from jaxmamba3d.labels import OUTSIDE
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from jaxmamba3d.checks import check_that
-
-Triple = tuple[int, int, int]
+from jaxmamba3d.config import Triple
 
 ANISOTROPY = 3
 """Beyond this ratio of the longest axis to the first, volumes are rotated and scaled slice by slice."""

@@ -8,7 +8,8 @@ from jax import lax
 
 from jaxmamba3d.augment.draws import between
 from jaxmamba3d.augment.interpolation import resample_affine
-from jaxmamba3d.augment.plan import AugmentationPlan, Triple
+from jaxmamba3d.augment.plan import AugmentationPlan
+from jaxmamba3d.config import Triple
 
 ROTATION_PROBABILITY = 0.2
 SCALING_PROBABILITY, SCALES = 0.2, (0.7, 1.4)

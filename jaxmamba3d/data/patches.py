@@ -8,8 +8,6 @@ import numpy as np
 TABLE_SEED = 1234
 TABLE_VOXELS, TABLE_SHARE = 10_000, 0.01
 
-Triple = tuple[int, int, int]
-
 
 def foreground_table(label: np.ndarray, classes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """Voxels of each class or region that is present, from which the centres of forced patches are drawn.

@@ -10,8 +10,9 @@ import grain
 import numpy as np
 
 from jaxmamba3d.checks import check_count, check_that
+from jaxmamba3d.config import Triple
 from jaxmamba3d.data.case_files import IMAGE, centres_of, open_case
-from jaxmamba3d.data.patches import Triple, cut_into, draw_corner, is_forced
+from jaxmamba3d.data.patches import cut_into, draw_corner, is_forced
 from jaxmamba3d.labels import OUTSIDE
 
 # Samples until the stream ends: more than any training draws, and within int64 after any arithmetic on it.

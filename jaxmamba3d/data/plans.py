@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmamba3d.checks import check_choice, check_that
+from jaxmamba3d.config import Triple
 from jaxmamba3d.files import load_json, write_json
 
-Triple = tuple[int, int, int]
 READERS = ("SimpleITKIO", "NibabelIO")
 """Which read arrays as they are stored."""
 

@@ -177,7 +177,7 @@ def plan_workspace(
         }
         write_json(folder / SOURCE, source)
     for name, chosen in plans.configurations.items():
-        facts = f"spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
+        facts = f"planned spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
     if rest := len(names) - len(in_folds.cases):
         logger.info("%d cases are in no fold: test cases, which are not trained on", rest)

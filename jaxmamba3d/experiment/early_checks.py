@@ -10,6 +10,7 @@ from flax import nnx
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.config import ExperimentConfig
 from jaxmamba3d.data import Workspace, read_label_values
+from jaxmamba3d.data.patches import is_forced
 from jaxmamba3d.experiment.pretrained import check_source
 from jaxmamba3d.files import check_writable
 from jaxmamba3d.labels import Labels
@@ -26,7 +27,8 @@ PARTS = {"train": "training", "val": "validation"}
 def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     """Checks what an experiment will need: its net, devices, folders and the classes of its folds.
 
-    Classes that no case of a fold has are a warning, for data is as it is.
+    Classes that no case of a fold has are a warning, for data is as it is, and so is a batch so small that
+    no patch of it need hold foreground.
 
     Raises:
         FileNotFoundError: there is no run to start from.
@@ -39,6 +41,7 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     train = config.train
     batch_size = run.configuration.batch_size
     devices_for(batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
+    _check_forced(batch_size, config.data.foreground_fraction)
     folds = workspace.folds(config.data.fold)
     for fold in folds:
         check_writable(run.fold_folder(fold), "output")
@@ -54,6 +57,17 @@ def check_early(config: ExperimentConfig, workspace: Workspace) -> None:
     values = read_label_values(cases, workspace.folder, threads=config.data.processes)
     for fold in folds:
         check_classes(run.labels, fold, workspace.split(fold), values)
+
+
+def _check_forced(batch_size: int, foreground_fraction: float) -> None:
+    """Warns where the share of forced patches, rounded for a batch, is none."""
+    if foreground_fraction > 0 and not is_forced(batch_size - 1, batch_size, foreground_fraction):
+        logger.warning(
+            "data.foreground_fraction %g of data.batch_size %d rounds to no patch: none need hold "
+            "foreground; raise one of them",
+            foreground_fraction,
+            batch_size,
+        )
 
 
 def _check_scans(run: Run) -> None:

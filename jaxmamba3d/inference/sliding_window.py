@@ -20,11 +20,11 @@ from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
 from jaxmamba3d.checks import check_count, check_shape, check_that
+from jaxmamba3d.config import Triple
 from jaxmamba3d.data.patches import cut_into
 from jaxmamba3d.inference.rolling_sums import RollingSums
 from jaxmamba3d.ops.backend import BATCH_AXES
 
-Triple = tuple[int, int, int]
 Net = Callable[[Any, jax.Array], jax.Array]
 
 GAUSSIAN_PEAK = 10.0

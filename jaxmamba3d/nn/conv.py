@@ -8,9 +8,10 @@ from flax.typing import Dtype
 from jax import lax
 
 from jaxmamba3d.checks import check_shape
+from jaxmamba3d.config import Triple
 from jaxmamba3d.nn.initializers import LEAKY_SLOPE, he_normal, he_normal_transposed
 from jaxmamba3d.nn.norm import InstanceNorm
-from jaxmamba3d.ops.conv3d import Triple, average_pool3d, conv3d, upsample3d
+from jaxmamba3d.ops.conv3d import average_pool3d, conv3d, upsample3d
 
 
 class Conv3D(nnx.Module):

@@ -6,10 +6,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxmamba3d.checks import check_shape, check_that
+from jaxmamba3d.config import Triple
 from jaxmamba3d.ops.backend import target_backend
 from jaxmamba3d.ops.dtypes import check_floating
-
-Triple = tuple[int, int, int]
 
 
 def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.Array:

@@ -318,9 +318,11 @@ def _restore_params(checkpoint: Path, template: Any) -> Any:
 
 
 def check_path(folder: Path) -> None:
-    """Raises ValueError if no checkpoint is whole below a folder, as Orbax takes brackets for a pattern."""
+    """Raises ValueError unless Orbax finds checkpoints again below a folder: it takes brackets for a pattern."""
     path = folder.resolve()
-    check_that("[" not in str(path), "output", "a path without [, which checkpoints do not bear", path)
+    check_that(
+        "[" not in str(path), "output", "a path without [, behind which checkpoints are not found again", path
+    )
 
 
 @contextlib.contextmanager

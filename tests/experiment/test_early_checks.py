@@ -40,6 +40,18 @@ def test_absent_classes_are_warned_of_by_name_and_fold(caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "fraction", "warns"), [(1, 0.33, True), (1, 0.6, False), (2, 0.33, False), (1, 0, False)]
+)
+def test_batches_that_need_hold_no_foreground_are_warned_of(tmp_path, caplog, batch_size, fraction, warns):
+    config = small_config(write_nnunet(tmp_path / "data", cases=5), tmp_path / "run")
+    data = dataclasses.replace(config.data, batch_size=batch_size, foreground_fraction=fraction)
+    with caplog.at_level(logging.WARNING):
+        experiment.prepare(dataclasses.replace(config, data=data))
+    sentence = f"data.foreground_fraction {fraction} of data.batch_size 1 rounds to no patch"
+    assert (sentence in caplog.text) == warns
+
+
 def test_regions_are_there_where_one_of_their_values_is(caplog):
     assert warnings_of(caplog, REGIONS, {"a": [0, 2], "b": [0], "c": [0, 1]}) == [
         "fold 3: none of its 1 validation cases has core; of it, only false voxels can be scored"
