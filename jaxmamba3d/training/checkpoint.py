@@ -318,7 +318,7 @@ def _restore_params(checkpoint: Path, template: Any) -> Any:
 
 
 def check_path(folder: Path) -> None:
-    """Raises ValueError unless Orbax finds checkpoints again below a folder: it takes brackets for a pattern."""
+    """Raises ValueError unless Orbax finds checkpoints below a folder: it takes brackets for a pattern."""
     path = folder.resolve()
     check_that(
         "[" not in str(path), "output", "a path without [, behind which checkpoints are not found again", path
