@@ -49,6 +49,8 @@ def plan_dataset(
 ) -> Plans:
     """nnU-Net's plans of a dataset: 3d_fullres, and 3d_lowres where a patch covers little of a case.
 
+    Single slices, for which nnU-Net plans in 2D alone, get patches of one slice.
+
     Args:
         dataset: a dataset folder, or what `read_dataset` made of it.
         memory_gb: device memory that patch and batch size aim at.
