@@ -152,8 +152,10 @@ class MambaBlock(nnx.Module):
     def __call__(self, x: jax.Array, *, reverse: bool = False) -> jax.Array:
         """[B, L, in_features] -> the same; `reverse` runs from the last token to the first."""
         check_shape("x", x, "[B, L, in_features]", (None, None, self.head.in_features))
-        run = nnx.remat(MambaBlock._run, static_argnums=(2,)) if self.remat else MambaBlock._run
-        return run(self, x, reverse)
+        if not self.remat:
+            return self._run(x, reverse)
+        graph, state = nnx.split(self)  # unlike `nnx.remat`, this works inside a loop, too
+        return jax.checkpoint(lambda state, x: nnx.merge(graph, state)._run(x, reverse))(state, x)
 
     def _run(self, x, reverse):
         x = x + self.mamba(self.norm1(x), reverse=reverse)

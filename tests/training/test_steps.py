@@ -78,6 +78,20 @@ def on_one_device(net):
     return {batch_dice: trained(net, 1, batch_dice=batch_dice) for batch_dice in (True, False)}
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_blocks_that_are_recomputed_change_no_number(net, on_one_device, accumulate):
+    graph = nnx.graphdef(build_net(dataclasses.replace(NET, remat=True), rngs=nnx.Rngs(0)))
+    recomputing = nnx.merge(graph, nnx.state(net))
+    _, losses, (loss, counts, _) = on_one_device[True]
+    _, other_losses, (other_loss, other_counts, _) = trained(
+        recomputing, 1, batch_dice=True, accumulate=accumulate
+    )
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+    for one, other in zip(counts, other_counts, strict=True):
+        assert np.abs(one - other).max() <= 2
+
+
 @pytest.mark.parametrize(
     ("devices", "batch_dice", "options"),
     [
