@@ -328,7 +328,9 @@ def run_command(command) -> None:
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command resumes from what is finished\n")
-        _end_now(INTERRUPTED)  # at its ordinary end Python would crash into a compilation that goes on
+        if "jax" in sys.modules:
+            _end_now(INTERRUPTED)  # at its ordinary end Python would crash into a compilation that goes on
+        sys.exit(INTERRUPTED)
     except Exception:
         _end_at_once(traceback.format_exc())
         raise

@@ -308,7 +308,9 @@ def _check_same(here: Run) -> None:
     for before in known:
         shared = before.keys() & now.keys()
         different = "; ".join(differences(*({key: x[key] for key in sorted(shared)} for x in (before, now))))
-        wanted = "of the same net, data and settings as now (or choose another output)"
+        only_settings = all(before[key] == now[key] for key in shared - {SETTINGS})
+        advice = ", or permit them with train.allow_changed_settings" if only_settings else ""
+        wanted = f"of the same net, data and settings as now (or choose another output{advice})"
         check_that(not different, f"the trained run {here.folder}", wanted, different)
 
 

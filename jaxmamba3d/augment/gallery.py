@@ -61,7 +61,8 @@ def _placements(plan: AugmentationPlan) -> dict[str, spatial.Placement]:
         scales = jnp.full(3, scale)
         if plan.slice_by_slice:
             scales = scales.at[0].set(1)
-        placements[f"scaled by {scale}"] = spatial.Placement(yes, still, scales)
+        title = f"zoomed {'in' if scale < 1 else 'out'}, scale {scale}"
+        placements[title] = spatial.Placement(yes, still, scales)
     return placements
 
 

@@ -51,7 +51,8 @@ def nifti_files(folder: Path) -> list[Path]:
         FileNotFoundError: no such folder, or it has no NIfTI files.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images")
+        what = "a file; name the folder that holds it" if folder.is_file() else "no such folder of images"
+        raise FileNotFoundError(f"{folder}: {what}")
     files = sorted(path for path in folder.iterdir() if is_nifti(path))
     if not files:
         raise FileNotFoundError(f"{folder}: no .nii.gz or .nii files here")

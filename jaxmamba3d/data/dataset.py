@@ -160,7 +160,8 @@ def find_images(folder: str | Path, channels: int) -> tuple[Case, ...]:
         for name, paths in numbered.items()
         if (found := [stem_of(path)[-4:] for path in paths]) != wanted
     ]
-    check_that(not wrong, f"images in {folder}", f"channels {', '.join(wanted)} a case", "; ".join(wrong))
+    wanted = f"of channels {', '.join(wanted)} for each case"
+    check_that(not wrong, f"images in {folder}", wanted, first_few(wrong))
     return tuple(Case(name, tuple(paths)) for name, paths in numbered.items())
 
 

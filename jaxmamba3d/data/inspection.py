@@ -94,7 +94,7 @@ def inspect_case(channel_names: Sequence[str], labels: Labels, case: Case) -> In
         problems.append(f"label {error}")
     if image is not None and len(image.array) != len(channel_names):
         wanted = f"{len(channel_names)} channels as the dataset declares ({', '.join(channel_names)})"
-        problems.append(f"the image must have {wanted}, got {len(image.array)}")
+        problems.append(f"the image {case.images[0]} must have {wanted}, got {len(image.array)}")
     if image is not None and image.array.min() == image.array.max():
         problems.append(f"the image {case.images[0]} holds only the value {image.array.flat[0]:g}")
     if label is not None:
@@ -126,7 +126,7 @@ def warn_of_headers(cases: Sequence[Case]) -> None:
     skipped."""
     orientations = find_orientations(cases)
     if len(orientations) > 1:
-        each = _listed(orientations)
+        each = _by_orientation(orientations)
         logger.warning("cases are stored in several orientations, which the net sees: %s", each)
     found = {}
     for case in cases:
@@ -171,11 +171,11 @@ def check_images(cases: Sequence[Case], channels: int, orientations: Collection[
             "the training's images are stored as %s, but of these %s: reorient them, or expect wrong "
             "segmentations",
             ", ".join(orientations),
-            _listed(others),
+            _by_orientation(others),
         )
 
 
-def _listed(orientations: Mapping[str, Sequence[str]]) -> str:
+def _by_orientation(orientations: Mapping[str, Sequence[str]]) -> str:
     """Counts and an example of the cases of each orientation."""
     each = (f"{len(names)} as {code} (such as {names[0]})" for code, names in sorted(orientations.items()))
     return ", ".join(each)

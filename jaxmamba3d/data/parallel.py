@@ -47,7 +47,7 @@ def map_cases(
         if workers <= 1:
             return [_counted(bar, function(item)) for item in items]
         # Spawned, not forked: the parent may run jax's threads, which a fork leaves in an unknown state.
-        context = multiprocessing.get_context("spawn")
+        context, before = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
         pool = concurrent.futures.ProcessPoolExecutor(
             workers, mp_context=context, initializer=_end_with_parent
         )
@@ -63,7 +63,9 @@ def map_cases(
                 f"{description}: a worker process died, probably for lack of memory; {wanted}"
             ) from error
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)  # cases at work may take long, and are begun anew
+            # Cases at work may take long, and are begun anew.
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.kill()
             raise
         finally:
             pool.shutdown(cancel_futures=True)

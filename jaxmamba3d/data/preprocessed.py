@@ -82,7 +82,8 @@ def preprocess_dataset(
     forget_cases()
     failures = [problem for problem in problems if problem]
     if failures:
-        raise ValueError(f"{len(failures)} of {len(dataset.cases)} cases are bad: " + "; ".join(failures))
+        what = f"{len(failures)} of {len(dataset.cases)} cases are bad; fix or remove them"
+        raise ValueError(f"{what}:\n" + "\n".join(failures))
 
 
 def _preprocess_and_write(

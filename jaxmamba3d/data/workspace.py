@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxmamba3d.checks import check_choice, check_that
+from jaxmamba3d.checks import check_choice, check_positive, check_that
 from jaxmamba3d.data.cases import Dataset
 from jaxmamba3d.data.dataset import read_dataset
 from jaxmamba3d.data.fingerprint import compute_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset, find_orientations, warn_of_headers
+from jaxmamba3d.data.nifti import SPACINGS_MM
 from jaxmamba3d.data.planning import CONFIGURATIONS, REFERENCE_GB, normalization_of, plan_dataset
 from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
@@ -126,6 +127,12 @@ def plan_workspace(
             folder was planned for another dataset, memory, spacing, plans or splits.
     """
     folder, dataset_folder = Path(folder), Path(dataset_folder).resolve()
+    if memory_gb is not None:
+        check_positive("memory_gb", memory_gb)
+    if spacing is not None:
+        low, high = SPACINGS_MM
+        sizes = len(spacing) == 3 and all(low <= size <= high for size in spacing)
+        check_that(sizes, "spacing", f"three sizes of voxels from {low} to {high:g} mm", spacing)
     planned_already = functools.partial(
         _planned_already, folder, dataset_folder, plans_file, splits_file, memory_gb, spacing, configuration
     )

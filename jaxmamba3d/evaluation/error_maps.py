@@ -30,7 +30,7 @@ ERROR_OPACITY = 0.85
 # Inches.
 PANEL, TITLE = 2.2, 0.4
 # Points, and how many letters of them fit over a panel.
-HEADING, HEADING_LETTERS = 10, 24
+HEADING, HEADING_LETTERS, MOST_LETTERS = 10, 24, 40
 # Of the foreground's larger side: what is shown around it.
 SURROUNDINGS = 0.25
 
@@ -184,6 +184,7 @@ def _draw(row: _Row, panels: Sequence[Axes], *, headings: bool) -> None:
         show_image(panel, row.image, row.aspect, row.window)
         panel.text(0.5, 1.02, title, transform=panel.transAxes, ha="center", color=INK, fontsize=8)
         if headings:
+            heading = _shortened(heading)
             size = HEADING * min(1, HEADING_LETTERS / len(heading))
             panel.set_title(heading, pad=14, color=INK, fontsize=size, fontweight="bold")
     fill(panels[1], [(row.truth == label, colour_of(label)) for label in row.labels], row.aspect)
@@ -194,6 +195,12 @@ def _draw(row: _Row, panels: Sequence[Axes], *, headings: bool) -> None:
         # In the classes' colours they would look like errors, or errors like them.
         for label in row.labels:
             outline(panel, prediction == label, "white", 0.8)
+
+
+def _shortened(heading: str) -> str:
+    """Long names begin alike and end differently: what is cut out lies between."""
+    half = MOST_LETTERS // 2
+    return heading if len(heading) <= MOST_LETTERS else f"{heading[:half]}…{heading[1 - half :]}"
 
 
 def _errors(prediction: np.ndarray, truth: np.ndarray) -> list[tuple[np.ndarray, str]]:

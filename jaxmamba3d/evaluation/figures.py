@@ -130,7 +130,7 @@ class _Row:
         structures = [(label,) for label in labels] if case.structures is None else case.structures
         masks = [[np.isin(x, values) for x in (prediction, truth)] for values in structures]
         scores = [dice(*pair) for pair in masks if np.any(pair)]
-        score = f"mean Dice {np.mean(scores):.3f}" if scores else "no foreground"
+        score = f"mean Dice of the case {np.mean(scores):.3f}" if scores else "no foreground"
         index = fullest_slice((truth, prediction), axis)
         volume = case.image[..., case.channel] if case.image.ndim == 4 else case.image
         image, truth, prediction = (np.take(array, index, axis) for array in (volume, truth, prediction))

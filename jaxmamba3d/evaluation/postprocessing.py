@@ -21,6 +21,7 @@ from jaxmamba3d.evaluation.removal_effects import Effects, effects_of, mean_dice
 from jaxmamba3d.evaluation.segmentations import Pair, check_pairs
 from jaxmamba3d.files import without_nan
 from jaxmamba3d.labels import Labels
+from jaxmamba3d.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -186,16 +187,16 @@ def _log(decision: Postprocessing) -> None:
     for trial in decision.trials:
         if trial.kept:
             logger.info(
-                "post-processing keeps the largest component of %s: Dice %.4f -> %.4f on %d cases, %d voxels "
-                "removed",
+                "post-processing keeps the largest component of %s: Dice %.4f -> %.4f on %s, %d voxels less",
                 trial.structure,
                 trial.dice_before,
                 trial.dice_after,
-                decision.cases,
+                counted(decision.cases, "case"),
                 trial.removed_voxels,
             )
     if not decision.steps:
-        logger.info("post-processing changes nothing: no removal raises Dice on %d cases", decision.cases)
+        cases = counted(decision.cases, "case")
+        logger.info("post-processing changes nothing: no removal raises Dice on %s", cases)
 
 
 def _number(value: float | None) -> float:

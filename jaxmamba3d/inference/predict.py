@@ -143,7 +143,8 @@ def predict_cases(
         prepared = ahead(reader, prepare, remaining)
         windows_shown = process == 0 and sys.stderr.isatty()  # too many lines for the log of a batch job
         cases_at_work = zip(remaining, prepared, strict=True)
-        bar = tqdm(cases_at_work, "predict", len(remaining), unit="case", disable=process > 0)
+        hidden = process > 0 or not remaining
+        bar = tqdm(cases_at_work, "predict", len(remaining), unit="case", disable=hidden)
         for case, prepared_case in bar:
             if isinstance(prepared_case, Exception):
                 logger.warning("left out: %s: %s", case.name, prepared_case)

@@ -90,9 +90,11 @@ def _turning_points(optim, train):
 def _check_schedule(optim, train):
     if optim.schedule == "one_cycle":
         peak, end = _turning_points(optim, train)
-        wanted = f"at least {2 / optim.warmup_fraction:.0f} {optim.schedule_unit}s long for one_cycle"
-        hint = "; set optim.schedule_unit to step" if optim.schedule_unit == "epoch" else ""
-        check_that(peak >= 1, "training", wanted, f"{end + 1}{hint}")
+        by_epoch = optim.schedule_unit == "epoch"
+        length = "train.epochs" if by_epoch else "train.epochs x train.steps_per_epoch"
+        wanted = f"at least {2 / optim.warmup_fraction:.0f} for optim.schedule one_cycle"
+        hint = "; set optim.schedule_unit to step" if by_epoch else ""
+        check_that(peak >= 1, length, wanted, f"{end + 1}{hint}")
 
 
 def _cosine(start, end, share):

@@ -18,7 +18,7 @@ def test_every_effect_is_shown():
     }
     plain_image, plain_label = patches.pop("as it is")
     assert plain_image.shape == (*plan.patch_size, 1)
-    assert {title.split()[0] for title in patches} == {"turned", "scaled", "by", *INTENSITIES}
+    assert {title.split()[0] for title in patches} == {"turned", "zoomed", "by", *INTENSITIES}
     for title, (changed, changed_label) in patches.items():
         assert changed.shape == plain_image.shape
         assert changed_label.min() == 0

@@ -165,6 +165,12 @@ class TestImagesAlone:
         names = [case.name for case in find_images(tmp_path, 1)]
         assert names == ["amos_0001", "amos_0004", "other"]
 
+    def test_a_single_file(self, tmp_path):
+        path = tmp_path / "a.nii.gz"
+        path.touch()
+        with pytest.raises(FileNotFoundError, match=r"a\.nii\.gz: a file; name the folder that holds it"):
+            find_images(path, 1)
+
     def test_two_files_of_a_name(self, tmp_path):
         for name in ("a.nii", "a.nii.gz"):
             (tmp_path / name).touch()
@@ -187,7 +193,7 @@ class TestImagesAlone:
         folder = write_nnunet(tmp_path / "data", cases=3, channels=2) / "imagesTr"
         (folder / "case_0_0001.nii.gz").unlink()
         (folder / "case_2_0000.nii.gz").unlink()
-        with pytest.raises(ValueError, match=r"case_0 has 0000; case_2 has 0001"):
+        with pytest.raises(ValueError, match=r"case_0 has 0000, case_2 has 0001"):
             find_images(folder, 2)
 
     def test_nothing_to_predict(self, tmp_path):

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import shutil
 import threading
 
@@ -107,6 +108,16 @@ def test_a_spacing_of_ones_own(dataset, tmp_path):
     assert again.plans == workspace.plans
     with pytest.raises(ValueError, match=r"planned with spacing \(3\.0, 2\.0, 3\.0\), got another spacing"):
         plan_workspace(dataset, tmp_path / "work", spacing=(3.0, 2.0, 3.0), processes=1)
+
+
+@pytest.mark.parametrize(
+    "spacing", [(0.0, 1.0, 1.0), (1.0, 1.0, -1.0), (math.nan, 1.0, 1.0), (1e9, 1.0, 1.0)]
+)
+def test_impossible_spacings_are_refused_before_any_case_is_read(tmp_path, spacing):
+    with pytest.raises(ValueError, match=r"spacing must be three sizes of voxels from 0\.001 to 100 mm, got"):
+        plan_workspace(tmp_path / "nowhere", tmp_path / "work", spacing=spacing)
+    with pytest.raises(ValueError, match="memory_gb must be greater than 0, got -3"):
+        plan_workspace(tmp_path / "nowhere", tmp_path / "work", memory_gb=-3)
 
 
 def test_no_work_folder(tmp_path):
@@ -326,7 +337,7 @@ class TestADatasetThatChanged:
         _, label = image_and_label(2)
         label[0, 0, 0] = 9
         write_nifti(dataset / "labelsTr" / "case_2.nii.gz", label)
-        with pytest.raises(ValueError, match=r"1 of 6 cases are bad: case_2: label values \[9\] of .*"):
+        with pytest.raises(ValueError, match=r"1 of 6 cases are bad; .*:\ncase_2: label values \[9\] of .*"):
             open_workspace(work).preprocess(processes=1)
         assert (work / "3d_fullres" / "case_2" / "image.npy").is_file()
 

@@ -78,6 +78,15 @@ def test_ignored_voxels_are_no_error(tmp_path):
     assert share_of(found, error_maps.FALSE_POSITIVE) == share_of(found, error_maps.FALSE_NEGATIVE) == 0
 
 
+def test_long_names_keep_their_beginnings_and_ends():
+    name = "nnunet_" + 60 * "x" + "_fold_0"
+    heading = error_maps._shortened(name)
+    assert len(heading) == error_maps.MOST_LETTERS
+    assert heading.startswith("nnunet_xxx")
+    assert heading.endswith("xxx_fold_0")
+    assert error_maps._shortened("nnunet") == "nnunet"
+
+
 def test_headings_are_models_and_scores(tmp_path, monkeypatch):
     texts = []
     original = panels.Figure.legend

@@ -129,7 +129,7 @@ def test_title_scores_the_whole_volume_and_legend_names_labels(tmp_path, monkeyp
     truth, prediction = block(1) + block(2, 0), block(1)
     drawn(tmp_path, [case(truth, prediction), case()], class_names={2: "rim"})
     assert texts[:3] == ["label 1", "rim", "outline of the truth"]
-    assert texts[3] == "case   slice 1 of 6   mean Dice 0.500"
+    assert texts[3] == "case   slice 1 of 6   mean Dice of the case 0.500"
     assert texts[6] == "case   slice 4 of 6   no foreground"
 
 
@@ -152,7 +152,7 @@ def test_regions_are_scored_as_such():
     prediction = truth.copy()
     prediction[3, 2:7, 5:25] = 1
     row = figures._Row.of(case(truth, prediction, structures=[(1, 2), (2,), (3,)]), 0)
-    assert row.title.endswith(f"mean Dice {(1 + 2 / 3) / 2:.3f}")
+    assert row.title.endswith(f"mean Dice of the case {(1 + 2 / 3) / 2:.3f}")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 40), (40, 2, 3)])

@@ -185,8 +185,8 @@ def test_the_log_says_what_is_removed(tmp_path, caplog):
     trial = decision.trials[-1]
     assert trial.kept
     change = f"of {trial.structure}: Dice {trial.dice_before:.4f} -> {trial.dice_after:.4f} on 4 cases"
-    assert f"{change}, {trial.removed_voxels} voxels removed" in caplog.text
-    assert "changes nothing: no removal raises Dice on 1 cases" in caplog.text
+    assert f"{change}, {trial.removed_voxels} voxels less" in caplog.text
+    assert "changes nothing: no removal raises Dice on 1 case" in caplog.text
 
 
 def test_errors(tmp_path):

@@ -75,7 +75,8 @@ def test_schedule_by_step_is_the_one_by_epoch_stretched():
 
 def test_a_cycle_too_short_to_rise_is_refused():
     with pytest.raises(
-        ValueError, match=r"at least 20 epochs long for one_cycle, got 5; set optim\.schedule_unit"
+        ValueError,
+        match=r"train\.epochs must be at least 20 for optim\.schedule one_cycle, got 5; set",
     ):
         make_optimizer(ONE_CYCLE, TrainConfig(epochs=5))
 
