@@ -283,7 +283,7 @@ def test_where_it_is_written(copied, tmp_path):
 )
 def test_a_damaged_file_is_named(copied, name, content):
     (copied.folder / name).write_text(content)
-    with pytest.raises(ValueError, match=rf"{name} must be "):
+    with pytest.raises(ValueError, match=rf"{name} must hold .*, got a JSON "):
         write_report(copied)
 
 
