@@ -200,12 +200,24 @@ def _listed_cases(folder: Path, entries: dict[str, Any]) -> list[Case]:
     for name, entry in entries.items():
         named = bool(name) and name[0] != "." and not set(name) & {"/", "\\"}
         check_that(named, argument, "of cases named as files can be, without / and \\", repr(name))
-        listed = isinstance(entry, dict) and isinstance(entry.get("images"), list) and "label" in entry
-        check_that(listed, argument, 'a table of case: {"images": [file, ...], "label": file}', {name: entry})
+        check_that(
+            _lists_files(entry),
+            argument,
+            'a table of case: {"images": [file, ...], "label": file}',
+            {name: entry},
+        )
     return [
         Case(name, tuple(folder / image for image in entry["images"]), folder / entry["label"])
         for name, entry in entries.items()
     ]
+
+
+def _lists_files(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
+        return False
+    return bool(entry["images"]) and all(
+        isinstance(file, str) for file in (*entry["images"], entry.get("label"))
+    )
 
 
 def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Case]:
@@ -216,7 +228,9 @@ def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Cas
     files = nifti_files(images)
     cases = _by_case(files)
     stray = sorted(set(files) - {path for paths in cases.values() for path in paths})
-    check_that(not stray, f"files of {images}", "CASE_0000, CASE_0001, ...", [path.name for path in stray])
+    check_that(
+        not stray, f"files of {images}", "CASE_0000, CASE_0001, ...", first_few([path.name for path in stray])
+    )
     expected = {name: {images / f"{name}_{n:04d}{ending}" for n in range(channels)} for name in cases}
     return [
         Case(name, tuple(sorted(expected[name] | set(found))), folder / "labelsTr" / f"{name}{ending}")

@@ -95,7 +95,8 @@ def _counted(bar: tqdm, result: Result) -> Result:
 @contextlib.contextmanager
 def _single_threaded_algebra() -> Iterator[None]:
     """Workers that start inside multiply matrices in one thread each, unless the user says otherwise."""
-    added = {name: "1" for name in ALGEBRA_THREADS if name not in os.environ}
+    said = any(name in os.environ for name in ALGEBRA_THREADS)
+    added = {} if said else dict.fromkeys(ALGEBRA_THREADS, "1")
     os.environ.update(added)
     try:
         yield

@@ -8,6 +8,7 @@ Source: nnU-Net, preprocessing/resampling/default_resampling.py; skimage.transfo
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -94,13 +95,22 @@ def _resample(volume: np.ndarray, shape: tuple[int, ...], axis: int | None, resi
 
 def _zoom(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """What `ndimage.zoom` gives, an axis at a time, those that shrink first: a fraction of its time."""
+    if array.shape == shape:
+        return array
     zoomed = array
     for axis in sorted(range(array.ndim), key=lambda axis: shape[axis] / array.shape[axis]):
         if shape[axis] != array.shape[axis]:
-            spline = _spline_matrix(array.shape[axis], shape[axis])
-            zoomed = np.moveaxis(np.tensordot(spline, zoomed, ((1,), (axis,))), 0, axis)
-    zoomed = np.ascontiguousarray(zoomed, array.dtype)
+            zoomed = _along(axis, _spline_matrix(array.shape[axis], shape[axis]), zoomed)
+    zoomed = zoomed.astype(array.dtype, copy=False)
     return np.clip(zoomed, array.min(), array.max(), out=zoomed)
+
+
+def _along(axis: int, matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """The product with every line of an axis; no axis moves, which would copy the array."""
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    lines = array.reshape(math.prod(before), array.shape[axis], math.prod(after))
+    product = matrix @ lines if after else lines[..., 0] @ matrix.T
+    return product.reshape(*before, len(matrix), *after)
 
 
 @functools.lru_cache(maxsize=64)

@@ -312,5 +312,6 @@ def _check_source(folder: Path, expected: dict[str, object]) -> None:
 def _source(folder: Path) -> dict[str, Any]:
     """What `plan_workspace` has left there of how it planned."""
     source = load_json(folder / SOURCE, "a dataset's path")
-    check_that("dataset" in source, str(folder / SOURCE), 'of "dataset", a path', f"{[*source]} alone")
+    known = isinstance(source.get("dataset"), str)
+    check_that(known, str(folder / SOURCE), 'of "dataset", a path', source.get("dataset", "none"))
     return source

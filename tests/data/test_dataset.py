@@ -113,7 +113,7 @@ def test_a_case_listed_twice(tmp_path):
 def test_files_without_a_channel_number(tmp_path):
     folder = write_nnunet(tmp_path / "data")
     (folder / "imagesTr" / "case_0_0000.nii.gz").rename(folder / "imagesTr" / "stray.nii.gz")
-    with pytest.raises(ValueError, match=r"must be CASE_0000, CASE_0001, \.\.\., got \['stray\.nii\.gz'\]"):
+    with pytest.raises(ValueError, match=r"must be CASE_0000, CASE_0001, \.\.\., got stray\.nii\.gz"):
         read_dataset(folder)
 
 
@@ -140,7 +140,15 @@ def test_files_listed_by_case(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", [{"images": ["a.nii.gz"]}, {"images": "a.nii.gz", "label": "b.nii.gz"}, ["a.nii.gz"]]
+    "entry",
+    [
+        {"images": ["a.nii.gz"]},
+        {"images": "a.nii.gz", "label": "b.nii.gz"},
+        {"images": [], "label": "b.nii.gz"},
+        {"images": [1], "label": "b.nii.gz"},
+        {"images": ["a.nii.gz"], "label": None},
+        ["a.nii.gz"],
+    ],
 )
 def test_entries_that_list_no_files(tmp_path, entry):
     folder = write_nnunet(tmp_path / "data")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jaxmamba3d.data.parallel import map_cases
+from jaxmamba3d.data.parallel import ALGEBRA_THREADS, map_cases
 
 
 def square(number: int) -> int:
@@ -21,8 +21,8 @@ def process_of(number: int) -> int:
     return os.getpid()
 
 
-def algebra_threads(number: int) -> str | None:
-    return os.environ.get("OPENBLAS_NUM_THREADS")
+def algebra_threads(number: int) -> dict[str, str]:
+    return {name: os.environ[name] for name in ALGEBRA_THREADS if name in os.environ}
 
 
 def terminate(number: int) -> int:
@@ -50,14 +50,16 @@ def test_more_processes_are_others():
     assert os.getpid() not in found
 
 
-@pytest.mark.parametrize(("wish", "threads"), [(None, "1"), ("3", "3")])
-def test_workers_multiply_matrices_in_one_thread_each(monkeypatch, wish, threads):
-    """Or as many as the user wants."""
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+@pytest.mark.parametrize("wish", [None, *ALGEBRA_THREADS])
+def test_workers_multiply_matrices_in_one_thread_each(monkeypatch, wish):
+    """Or as the user wants."""
+    for name in ALGEBRA_THREADS:
+        monkeypatch.delenv(name, raising=False)
+    expected = {wish: "3"} if wish else dict.fromkeys(ALGEBRA_THREADS, "1")
     if wish:
-        monkeypatch.setenv("OPENBLAS_NUM_THREADS", wish)
-    assert map_cases(algebra_threads, [1, 2], processes=2, description="threads") == [threads] * 2
-    assert os.environ.get("OPENBLAS_NUM_THREADS") == wish
+        monkeypatch.setenv(wish, "3")
+    assert map_cases(algebra_threads, [1, 2], processes=2, description="threads") == [expected] * 2
+    assert algebra_threads(0) == ({wish: "3"} if wish else {})
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -52,6 +52,15 @@ def test_equal_shapes_are_untouched():
     assert resample_label(label, label.shape, None) is label
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+def test_volumes_are_only_read(axis):
+    volume = np.random.default_rng(0).random((4, 5, 6), np.float32)
+    volume.flags.writeable = False
+    shape = tuple(n + 2 if a == axis else n for a, n in enumerate(volume.shape))
+    resampled = resample_image(volume, (7, 5, 6) if axis is None else shape, axis)
+    assert not np.shares_memory(resampled, volume)
+
+
 def test_cubic_overshoot_is_clipped_to_the_volume():
     step = np.zeros((8, 8, 8), np.float32)
     step[4:] = 1
