@@ -200,12 +200,8 @@ def _listed_cases(folder: Path, entries: dict[str, Any]) -> list[Case]:
     for name, entry in entries.items():
         named = bool(name) and name[0] != "." and not set(name) & {"/", "\\"}
         check_that(named, argument, "of cases named as files can be, without / and \\", repr(name))
-        check_that(
-            _lists_files(entry),
-            argument,
-            'a table of case: {"images": [file, ...], "label": file}',
-            {name: entry},
-        )
+        wanted = 'a table of case: {"images": [file, ...], "label": file}'
+        check_that(_lists_files(entry), argument, wanted, {name: entry})
     return [
         Case(name, tuple(folder / image for image in entry["images"]), folder / entry["label"])
         for name, entry in entries.items()
@@ -215,9 +211,8 @@ def _listed_cases(folder: Path, entries: dict[str, Any]) -> list[Case]:
 def _lists_files(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
         return False
-    return bool(entry["images"]) and all(
-        isinstance(file, str) for file in (*entry["images"], entry.get("label"))
-    )
+    files = *entry["images"], entry.get("label")
+    return len(files) > 1 and all(isinstance(file, str) for file in files)
 
 
 def _raw_cases(folder: Path, content: dict[str, Any], channels: int) -> list[Case]:
