@@ -26,6 +26,7 @@ from jaxmamba3d.data import (
     load_splits,
     save_plans,
 )
+from jaxmamba3d.data.workspace import PLANS, SPLITS
 from jaxmamba3d.evaluation import Postprocessing
 from jaxmamba3d.files import folder_lock, in_use, load_json, write_json, write_text
 from jaxmamba3d.labels import Labels
@@ -44,9 +45,8 @@ from jaxmamba3d.training import (
 
 logger = logging.getLogger(__name__)
 
-CONFIG, NET, PLANS, LABELS = "config.json", "net.json", "nnUNetPlans.json", "labels.json"
-POSTPROCESSING, SPLITS, VERSIONS = "postprocessing.json", "splits_final.json", "versions.json"
-ORIENTATIONS = "orientations.json"
+CONFIG, NET, LABELS = "config.json", "net.json", "labels.json"
+POSTPROCESSING, VERSIONS, ORIENTATIONS = "postprocessing.json", "versions.json", "orientations.json"
 
 
 @dataclass(frozen=True)
