@@ -7,6 +7,7 @@ the inverse of preprocessing needs), `made_from.json` (which files, to notice wh
 
 import functools
 import shutil
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ OPEN_CASES = 256
 
 TABLE_CACHE_SIZE = 1024
 """Of voxels to centre on, in memory: mostly 120 kB each."""
+
+_PARSER = threading.Lock()
+"""Python's parser, which reads the headers of arrays, may fail in two threads at once (CPython #106905)."""
 
 
 class Centres(NamedTuple):
@@ -135,12 +139,13 @@ def forget_cases() -> None:
 
 
 def _open(folder: Path) -> OpenCase:
-    return OpenCase(np.load(folder / IMAGE, mmap_mode="r"), np.load(folder / LABEL, mmap_mode="r"))
+    with _PARSER:
+        return OpenCase(np.load(folder / IMAGE, mmap_mode="r"), np.load(folder / LABEL, mmap_mode="r"))
 
 
 @functools.lru_cache(maxsize=TABLE_CACHE_SIZE)
 def _table(folder: Path, name: str) -> np.ndarray:
-    with np.load(folder / FOREGROUND) as tables:
+    with _PARSER, np.load(folder / FOREGROUND) as tables:
         return tables[name]
 
 

@@ -1,9 +1,11 @@
 """Where patches are cut: nnU-Net's foreground sampling, as pure functions of a random generator."""
 
 import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 TABLE_SEED = 1234
 TABLE_VOXELS, TABLE_SHARE = 10_000, 0.01
@@ -94,7 +96,7 @@ def cut_into(patch: np.ndarray, volume: np.ndarray, corner: Sequence[int], fill:
 
     Args:
         patch: [*patch_size, ...], all of which is written.
-        volume: [X, Y, Z, ...], may be a memory map: only the patch is read.
+        volume: [X, Y, Z, ...], may be a memory map: only the pages that hold the patch are read.
         corner: lower corner, voxels; may be negative.
         fill: value outside.
     """
@@ -107,4 +109,24 @@ def cut_into(patch: np.ndarray, volume: np.ndarray, corner: Sequence[int], fill:
         patch[(*target, slice(stop - low, None))] = fill
         source.append(slice(start, stop))
         target.append(slice(start - low, stop - low))
-    patch[tuple(target)] = volume[tuple(source)]
+    part = volume[tuple(source)]
+    if isinstance(volume.base, mmap.mmap) and part.size:
+        _read_pages(volume, part)
+    patch[tuple(target)] = part
+
+
+def _read_pages(volume: np.memmap, part: np.memmap) -> None:
+    """Asks the system to read a part of a memory map, all of it at once.
+
+    Else it reads page by page as they are touched, each with its neighbours, which may be several times as
+    much.
+    """
+    if not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    begin = byte_bounds(volume)[0] - volume.offset % mmap.ALLOCATIONGRANULARITY
+    first, stop = byte_bounds(part[0])
+    apart = part.strides[0] - (stop - first) > mmap.PAGESIZE
+    for piece in part.view(np.ndarray) if apart else [part]:
+        first, stop = (address - begin for address in byte_bounds(piece))
+        first -= first % mmap.PAGESIZE
+        volume.base.madvise(mmap.MADV_WILLNEED, first, stop - first)

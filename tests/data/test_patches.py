@@ -1,5 +1,9 @@
 """Foreground sampling and the geometry of patches."""
 
+import ctypes
+import mmap
+import os
+
 import numpy as np
 import pytest
 
@@ -117,8 +121,34 @@ def test_cut_equals_cropping_a_padded_volume(corner):
     np.testing.assert_array_equal(patch, expected)
 
 
-def test_cut_reads_memory_maps(tmp_path):
-    np.save(tmp_path / "volume.npy", np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8))
-    patch = np.zeros((2, 2, 2), np.int16)
-    cut_into(patch, np.load(tmp_path / "volume.npy", mmap_mode="r"), (1, 2, 3), 0)
-    np.testing.assert_array_equal(patch[0, 0], [1 * 56 + 2 * 8 + 3, 1 * 56 + 2 * 8 + 4])
+@pytest.mark.parametrize("corner", [(0, 0, 0), (-2, 30, 1), (60, -1, -1), (90, 80, 70), (61, 2, -900)])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_cut_reads_memory_maps(tmp_path, corner, channels):
+    volume = np.random.default_rng(0).integers(1, 99, (64, 90, 80, *channels), np.int16)
+    np.save(tmp_path / "volume.npy", volume)
+    expected, patch = np.zeros((2, 8, 40, 50, *channels), np.int16)
+    cut_into(expected, volume, corner, -1)
+    cut_into(patch, np.load(tmp_path / "volume.npy", mmap_mode="r"), corner, -1)
+    np.testing.assert_array_equal(patch, expected)
+
+
+def test_cut_reads_no_more_of_a_file_than_the_pages_of_the_patch(tmp_path):
+    rows = 64
+    np.save(tmp_path / "volume.npy", np.zeros((8, rows, mmap.PAGESIZE), np.uint8))
+    mapped = np.load(tmp_path / "volume.npy", mmap_mode="r")
+    with open(tmp_path / "volume.npy", "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if pages_in_memory(mapped):
+        pytest.skip("this file system keeps its files in memory")
+    cut_into(np.empty((3, 5, 1), np.uint8), mapped, (2, 30, 0), 0)
+    # A header comes first, but is shorter than a page.
+    assert pages_in_memory(mapped) == [plane * rows + row for plane in (2, 3, 4) for row in range(30, 35)]
+
+
+def pages_in_memory(mapped: np.memmap) -> list[int]:
+    size = mapped.offset + mapped.nbytes
+    flags = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+    start = ctypes.c_void_p(mapped.ctypes.data - mapped.offset)
+    assert not ctypes.CDLL(None).mincore(start, ctypes.c_size_t(size), flags.ctypes.data_as(ctypes.c_void_p))
+    return np.flatnonzero(flags).tolist()

@@ -1,6 +1,9 @@
 """The stream of training batches: reproducible, resumable, divisible among processes."""
 
+import gc
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -169,6 +172,29 @@ def test_files_are_opened_once_a_case(cases):
     for reader in (open_case, centres_of):
         assert reader.cache_info().misses <= 2 * len(NAMES)
     assert isinstance(open_case(cases / NAMES[0]).image, np.memmap)
+
+
+def test_threads_open_cases_at_the_same_time(cases):
+    """Python's parser, which reads the headers of arrays, fails where a garbage collection lets others in, as
+    JAX's do."""
+
+    def let_others_in(phase, info):
+        time.sleep(0)
+
+    def centre_of(name):
+        forget_cases()
+        assert open_case(cases / name).label.ndim == 3
+        return centres_of(cases / name)[0][0].shape[1]
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(let_others_in)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(centre_of, NAMES[:2] * 100)) == [3] * 200
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(let_others_in)
 
 
 def test_jax_takes_batches_without_a_copy_on_cpus(cases):
