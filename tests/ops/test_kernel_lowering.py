@@ -201,8 +201,8 @@ def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
             == "it takes float32 and bfloat16, and not float16"
         )
         for channels, reason in (
-            (5120, None),
-            (8192, "8192 channels of 256 states are more than its memory (VMEM) holds"),
+            (8192, None),
+            (16384, "16384 channels of 256 states are more than its memory (VMEM) holds"),
         ):
             many = abstract_arguments(1, 8, channels, 256, "float32")
             assert unsupported_reason("pallas_mosaic_tpu", **many) == reason
@@ -212,7 +212,7 @@ class OldTpu:
     platform, device_kind = "tpu", "TPU v4 lite"
 
 
-@pytest.mark.parametrize(("size", "runs"), [((64, 32), True), ((640, 128), True), ((64, 256), False)])
+@pytest.mark.parametrize(("size", "runs"), [((64, 32), True), ((640, 256), True), ((5120, 256), False)])
 def test_old_tpus_take_what_fits_into_their_memory(monkeypatch, size, runs):
     monkeypatch.setattr(jax, "devices", lambda: [OldTpu()])
     arguments = abstract_arguments(1, 2048, *size, "bfloat16")

@@ -13,9 +13,11 @@ Mosaic GPU: a program is a warpgroup with 64 channels, N / 2 numbers of the tile
 holds the states of a step in registers, at most 128 of them, and one state a step in 64 kB of shared memory,
 so that two programs share a processor.
 
-TPU: blocks of time are whole lanes, 128 tokens or twice that, and the states of a chunk, the largest part of
-VMEM, take at most 16 MB. Arrays [N, D] stay there for all of a sequence: the running gradient of the state,
-and, twice, for they are outputs, the gradients of A and h0.
+TPU: blocks of time are whole lanes, 128 tokens or twice that. A tile of states is at most 32 states of 128
+channels, or, with fewer channels, as many as fill the same registers: more would not stay in them. The state,
+B and C of each token of a chunk, for one such tile, are the largest part of VMEM, 12 MB. Of all states VMEM
+holds, for all of a sequence, the running state's gradient, and, twice, for they are outputs, the gradients of
+A and h0.
 """
 
 import contextlib
@@ -45,7 +47,8 @@ TPU_WORKING_BYTES, TPU_VMEM_BYTES = 16 * 2**20, 60 * 2**20
 """For all else, and what a core has from v5 on, a little of it left to the compiler."""
 OLD_TPU_STATE_BYTES = 11 * 2**20
 """What states may take before v5, where a core has 16 MB."""
-WHOLE_STATES = 5
+TILES_A_TOKEN, WHOLE_STATES = 3, 5
+MOST_FOLDS, TILE_STATES = 4, 32
 
 _overrides: contextvars.ContextVar[dict[str, int]] = contextvars.ContextVar("overrides", default={})  # noqa: B039
 
@@ -162,11 +165,17 @@ class TpuBlocks:
     Args:
         chunk: tokens of a block: a multiple of 128, or all.
         tile: channels of a block: 128, or all.
+        fold: parts of a tile's states that lie side by side in registers, where channels leave lanes empty.
+        height: states of such a part, whole registers.
+        state_tiles: tiles of `fold` times `height` states that all states make.
         state_bytes: VMEM that states take.
     """
 
     chunk: int
     tile: int
+    fold: int
+    height: int
+    state_tiles: int
     state_bytes: int
 
     @property
@@ -175,13 +184,16 @@ class TpuBlocks:
         return self.state_bytes + TPU_WORKING_BYTES
 
 
-def tpu_blocks(length: int, channels: int, states: int) -> TpuBlocks:
-    """The sizes for a call of [B, L, D] with N states."""
-    longest = 2 * LANES if states <= LANES // 2 else LANES
-    chunk, tile = min(length, longest), min(channels, LANES)
-    of_one_tile = 4 * max(states, SUBLANES) * LANES
-    states_at_once = longest + WHOLE_STATES * math.ceil(channels / LANES)
-    return _overridden(TpuBlocks(chunk, tile, states_at_once * of_one_tile))
+def tpu_blocks(length: int, channels: int, states: int, *, old: bool) -> TpuBlocks:
+    """The sizes for a call of [B, L, D] with N states, on a TPU before v5 or a newer one."""
+    chunk, tile = min(length, LANES if old else 2 * LANES), min(channels, LANES)
+    side_by_side = min(LANES // channels, states // SUBLANES, MOST_FOLDS)
+    fold = max(1, side_by_side) if channels % SUBLANES == 0 else 1
+    registers = math.ceil(states / (fold * SUBLANES))
+    height = SUBLANES * min(registers, TILE_STATES // (fold * SUBLANES))
+    state_tiles = math.ceil(states / (fold * height))
+    rows = TILES_A_TOKEN * chunk * height + WHOLE_STATES * state_tiles * height * math.ceil(channels / LANES)
+    return _overridden(TpuBlocks(chunk, tile, fold, height, state_tiles, 4 * LANES * rows))
 
 
 BLOCKS = {

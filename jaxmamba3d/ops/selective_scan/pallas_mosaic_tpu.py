@@ -1,9 +1,14 @@
 """The selective scan as Pallas kernels that lower through Mosaic, for TPUs.
 
 A TPU core runs a grid in order and keeps scratch memory between its steps, so one pass over the chunks
-suffices: the state waits in VMEM for the next chunk. Channels lie on lanes and states on sublanes, [N, D].
-Sequences narrower than 128 lanes come in with time last, [D, L] and [N, L]: blocks of [L, 64] would be padded
-to 128 lanes in HBM, blocks of [64, L] are not; a block is transposed once in VMEM. Tokens are walked as rows.
+suffices: the state waits in VMEM for the next chunk.
+
+Channels lie on lanes and states on sublanes. Where channels would leave lanes empty, parts of the states lie
+side by side: 32 states of 64 channels are a tile [16, 128], and what belongs to channels is repeated, or
+summed over the parts. More than 32 states make several tiles, one after another, for registers hold no more.
+
+Sequences narrower than 128 lanes come in with time last, [D, L], as B and C do, [N, L]: blocks of [L, 64]
+would be padded to 128 lanes in HBM, blocks of [64, L] are not; a block is transposed once in VMEM.
 """
 
 import functools
@@ -25,17 +30,23 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
     kernel_inputs,
     where_present,
 )
-from jaxmamba3d.ops.selective_scan.recurrence import advance, readout, retreat
+from jaxmamba3d.ops.selective_scan.recurrence import Token, advance, decay_of, readout, retreat
 from jaxmamba3d.ops.selective_scan.tpu_block import (
+    PRODUCTS,
     Call,
+    LineScratch,
     TokenScratch,
+    folded,
     order_of,
     read_rows,
     read_tile,
+    row_block,
     steps_of,
-    turned_block,
+    unfolded,
+    untiled,
     walk,
 )
+from jaxmamba3d.ops.selective_scan.tpu_columns import line_tokens
 from jaxmamba3d.ops.varying import results_like
 
 LARGEST_STATE = 256
@@ -51,8 +62,9 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     channels, state = arguments.A.shape
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
-    blocks = tpu_blocks(arguments.u.shape[1], channels, state)
-    too_old = is_old_tpu() and blocks.state_bytes > OLD_TPU_STATE_BYTES
+    old = is_old_tpu()
+    blocks = tpu_blocks(arguments.u.shape[1], channels, state, old=old)
+    too_old = old and blocks.state_bytes > OLD_TPU_STATE_BYTES
     if too_old or blocks.vmem_limit_bytes > TPU_VMEM_BYTES:
         return f"{channels} channels of {state} states are more than its memory (VMEM) holds"
     return None
@@ -62,32 +74,38 @@ def _forward_kernel(
     call: Call, refs: KernelInputs, h0_ref, y_ref, h_in_ref, last_ref, scratch, state, y_rows
 ):
     """y of a chunk, and the state before it; `state` holds the running states of all tiles."""
-    tile = pl.program_id(2)
-    h = jnp.where(pl.program_id(1) == 0, read_tile(call, h0_ref), state[tile])
-    h_in_ref[...] = h
+    step, tile = pl.program_id(1), pl.program_id(2)
     u, _ = scratch.fill(call, refs, False)
-    A = read_tile(call, refs.A)
+    y_rows[...] = jnp.zeros_like(y_rows)
 
-    def group(first, count, h):
-        tokens, ys = scratch.tokens(first, count), [None] * count
-        for i in order_of(call, count):
-            h = advance(h, tokens[i], jnp.exp(tokens[i].delta * A))
-            ys[i] = readout(h, tokens[i])
-        y_rows[pl.ds(first, count), :] = jnp.concatenate(ys, axis=0)
-        return h
+    @call.for_each_state_tile
+    def _(k):
+        h = jnp.where(step == 0, read_tile(call, h0_ref, tile, k), state[tile, k])
+        h_in_ref[k] = h
+        decay = decay_of(read_tile(call, refs.A, tile, k))
 
-    h = walk(call, group, h)
-    state[tile] = last_ref[tile] = h
-    z = read_rows(call, refs.z, False, True)
-    y = skip_and_gate(y_rows[...], u, read_tile(call, refs.D), z)
-    y_ref[...] = turned_block(y, call.channels).astype(y_ref.dtype)
+        def group(first, count, h):
+            ys = [None] * count
+            for i, token in scratch.tokens(call, k, first, order_of(call, count)):
+                h = advance(h, token, decay(token.delta))
+                ys[i] = readout(h, token)
+            y_rows[pl.ds(first, count), :] += jnp.concatenate(ys, axis=0)
+            return h
+
+        state[tile, k] = last_ref[tile, k] = walk(call, group, h)
+
+    y = skip_and_gate(y_rows[...], u, read_tile(call, refs.D, tile), read_rows(call, refs.z, False))
+    y_ref[...] = row_block(call, y).astype(y_ref.dtype)
 
 
 class _GradientScratch(NamedTuple):
-    """VMEM of the gradient kernel: states before the tokens [T, N, D]; y, its gradient, and the gradients of
-    the tokens as rows; the running gradient of the state of each tile [tiles, N, D]."""
+    """VMEM of the gradient kernel: of a tile of states those before the tokens, and their repeated B and C
+    [T, height, lanes]; y, its gradient, and the gradients of the tokens as rows; the running gradients of the
+    states of all tiles."""
 
     states: Any
+    B: Any
+    C: Any
     y: Any
     g_y: Any
     g_token: TokenScratch
@@ -99,53 +117,67 @@ def _gradient_kernel(
 ):
     """All gradients of a chunk, from the state before it and the gradient of the state after it.
 
-    u, delta, z, B and C of `out` are like the inputs; A and h0 are [tiles, N, tile], D and delta_bias
-    [tiles, 1, tile].
+    u, delta, z, B and C of `out` are like the inputs; A and h0 are [tiles, state tiles, height, lanes], D and
+    delta_bias [tiles, 1, lanes].
     """
     step, tile = pl.program_id(1), pl.program_id(2)
-    g = jnp.where(step == 0, read_tile(call, g_last_ref), own.g[tile])
     u, delta = scratch.fill(call, refs, True)
-    A, D, delta_bias = read_tile(call, refs.A), read_tile(call, refs.D), read_tile(call, refs.delta_bias)
+    D, delta_bias = read_tile(call, refs.D, tile), read_tile(call, refs.delta_bias, tile)
+    z, g_out = read_rows(call, refs.z, True), read_rows(call, refs.g_out, True)
+    for ref in (own.y, own.g_token.u, own.g_token.delta):
+        ref[...] = jnp.zeros_like(ref)
+    own.g_y[...] = jax.vjp(lambda y: skip_and_gate(y, u, D, z), own.y[...])[1](g_out)[0]
 
-    def keep_states(first, count, h):
-        tokens, ys = scratch.tokens(first, count), [None] * count
-        for i in order_of(call, count):
-            own.states[first + i] = h
-            h = advance(h, tokens[i], jnp.exp(tokens[i].delta * A))
-            ys[i] = readout(h, tokens[i])
-        own.y[pl.ds(first, count), :] = jnp.concatenate(ys, axis=0)
-        return h
+    @call.for_each_state_tile
+    def _(k):
+        A = read_tile(call, refs.A, tile, k)
+        decay = decay_of(A)
 
-    walk(call, keep_states, read_tile(call, h_in_ref))
-    z = read_rows(call, refs.z, True, True)
+        def keep_states(first, count, h):
+            rows, states, tokens, ys = pl.ds(first, count), *([None] * count for _ in range(3))
+            for i, token in scratch.tokens(call, k, first, order_of(call, count)):
+                states[i], tokens[i] = h, token
+                h = advance(h, token, decay(token.delta))
+                ys[i] = readout(h, token)
+            own.states[rows] = jnp.stack(states)
+            own.B[rows], own.C[rows] = (jnp.stack([getattr(x, name) for x in tokens]) for name in "BC")
+            own.y[rows, :] += jnp.concatenate(ys, axis=0)
+            return h
+
+        def gradients(first, count, carry):
+            g, g_A, after = carry
+            rows = pl.ds(first, count)
+            u, delta, g_y = scratch.u[rows, :], scratch.delta[rows, :], own.g_y[rows, :]
+            B, C, states, found = own.B[rows], own.C[rows], own.states[rows], [None] * count
+            for i in order_of(call, count, backward=True):
+                token = Token(u[i : i + 1], delta[i : i + 1], B[i], C[i])
+                h, lasting = states[i], decay(token.delta)
+                g, g_A, found[i] = retreat(g, token, A, lasting, h, after, g_y[i : i + 1], g_A, PRODUCTS)
+                after = h
+            g_u, g_delta, g_B, g_C = zip(*found, strict=True)
+            own.g_token.u[rows, :] += jnp.concatenate(g_u, axis=0)
+            own.g_token.delta[rows, :] += jnp.concatenate(g_delta, axis=0)
+            own.g_token.B.put(k, first, g_B)
+            own.g_token.C.put(k, first, g_C)
+            return g, g_A, after
+
+        last = walk(call, keep_states, read_tile(call, h_in_ref, tile, k))
+        g = jnp.where(step == 0, read_tile(call, g_last_ref, tile, k), own.g[tile, k])
+        g, g_A, _ = walk(call, gradients, (g, jnp.zeros_like(A), last), backward=True)
+        own.g[tile, k] = out.h0[tile, k] = g
+        _add(out.A, (tile, k), g_A, step > 0)
+
     _, gate_vjp = jax.vjp(skip_and_gate, own.y[...], u, D, z)
-    own.g_y[...], g_u, g_D, g_z = gate_vjp(read_rows(call, refs.g_out, True, True))
-
-    def gradients(first, count, carry):
-        g, g_A = carry
-        rows = pl.ds(first, count)
-        tokens, g_y, found = scratch.tokens(first, count), own.g_y[rows, :], [None] * count
-        for i in order_of(call, count, backward=True):
-            h = own.states[first + i]
-            decay = jnp.exp(tokens[i].delta * A)
-            after = advance(h, tokens[i], decay)
-            g, g_A, found[i] = retreat(g, tokens[i], A, decay, h, after, g_y[i : i + 1], g_A)
-        g_u, g_delta, g_B, g_C = zip(*found, strict=True)
-        own.g_token.u[rows, :], own.g_token.delta[rows, :] = (jnp.concatenate(x, 0) for x in (g_u, g_delta))
-        own.g_token.B[rows, :], own.g_token.C[rows, :] = (jnp.concatenate(x, 1).T for x in (g_B, g_C))
-        return g, g_A
-
-    g, g_A = walk(call, gradients, (g, jnp.zeros_like(A)), backward=True)
-    own.g[tile] = out.h0[tile] = g
+    _, g_u, g_D, g_z = gate_vjp(g_out)
     _, step_vjp = jax.vjp(functools.partial(steps_of, call, True), delta, delta_bias)
     g_delta, g_bias = step_vjp(own.g_token.delta[...])
     for ref, value in ((out.u, own.g_token.u[...] + g_u), (out.delta, g_delta), (out.z, g_z)):
         if ref is not None:
-            ref[...] = turned_block(value, call.channels).astype(ref.dtype)
-    # B and C serve all tiles of a chunk, which follow one another; A, D and delta_bias all chunks of a tile.
-    for ref, rows in ((out.B, own.g_token.B), (out.C, own.g_token.C)):
-        _add(ref, ..., turned_block(rows[...], call.states), tile > 0)
-    for ref, value in ((out.A, g_A), (out.D, g_D), (out.delta_bias, g_bias)):
+            ref[...] = row_block(call, value).astype(ref.dtype)
+    # B and C serve all tiles of a chunk, which follow one another; D and delta_bias all chunks of a tile.
+    for ref, sums in ((out.B, own.g_token.B), (out.C, own.g_token.C)):
+        _add(ref, ..., sums.columns(call), tile > 0)
+    for ref, value in ((out.D, g_D), (out.delta_bias, g_bias)):
         if ref is not None:
             _add(ref, tile, value, step > 0)
 
@@ -157,51 +189,77 @@ def _add(ref, index, value, begun):
 def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInputs:
     chunk, tile = call.blocks.chunk, call.blocks.tile
 
-    def sequence(width, block_width, position):
-        """Of an array as wide as `width`, in blocks as wide as `block_width`."""
-        if width < LANES:
-            time_last = (None, block_width, chunk)
-            return pl.BlockSpec(time_last, lambda b, s, d: (b, position(d), call.stored_chunk(s, backward)))
-        time_first = (None, chunk, block_width)
-        return pl.BlockSpec(time_first, lambda b, s, d: (b, call.stored_chunk(s, backward), position(d)))
+    def time_last(rows, position):
+        return pl.BlockSpec(
+            (None, rows, chunk), lambda b, s, d: (b, position(d), call.stored_chunk(s, backward))
+        )
 
-    row = sequence(call.channels, tile, lambda d: d)
-    column = sequence(call.states, call.states, lambda d: 0)
-    groups = inputs.A.shape[0]
-    parameter = pl.BlockSpec((None, 1, tile), lambda b, s, d: (lax.rem(b, jnp.int32(groups)), 0, d))
-    decay = pl.BlockSpec((None, call.states, tile), lambda b, s, d: (lax.rem(b, jnp.int32(groups)), 0, d))
-    blocks = KernelInputs(row, row, decay, column, column, parameter, row, parameter, row)
+    def parameter(*rows):
+        """Of one of the groups, [G, *rows, lanes of all tiles]."""
+
+        def position(b, s, d):
+            return lax.rem(b, jnp.int32(inputs.A.shape[0])), *[0] * len(rows), d
+
+        return pl.BlockSpec((None, *rows, call.lanes), position)
+
+    if call.channels < LANES:
+        row = time_last(tile, lambda d: d)
+    else:
+        row = pl.BlockSpec((None, chunk, tile), lambda b, s, d: (b, call.stored_chunk(s, backward), d))
+    column = time_last(call.states, lambda d: 0)
+    line = parameter(1)
+    blocks = KernelInputs(row, row, parameter(*_rows(call)), column, column, line, row, line, row)
     return where_present(blocks, inputs)
 
 
+def _rows(call: Call) -> tuple[int, int]:
+    """Of a state: [state tiles, height]."""
+    return call.blocks.state_tiles, call.blocks.height
+
+
 def _border_block(call: Call, backward: bool) -> pl.BlockSpec:
-    """Of the states before the chunks, [B, chunks, N, D]."""
-    tile = (None, None, call.states, call.blocks.tile)
-    return pl.BlockSpec(tile, lambda b, s, d: (b, call.stored_chunk(s, backward), 0, d))
+    """Of the states before the chunks, [B, chunks, state tiles, height, lanes of all tiles]."""
+    tile = (None, None, *_rows(call), call.lanes)
+    return pl.BlockSpec(tile, lambda b, s, d: (b, call.stored_chunk(s, backward), 0, 0, d))
 
 
 def _state_block(call: Call) -> pl.BlockSpec:
-    """Of a state of each sequence, [B, N, D]."""
-    return pl.BlockSpec((None, call.states, call.blocks.tile), lambda b, s, d: (b, 0, d))
+    """Of a state of each sequence, [B, state tiles, height, lanes of all tiles]."""
+    return pl.BlockSpec((None, *_rows(call), call.lanes), lambda b, s, d: (b, 0, 0, d))
 
 
-def _tiled(call: Call, rows: int):
-    """Shape and block of an output [B, tiles, rows, tile] that stays in VMEM for all of a sequence."""
-    shape = (call.tiles, rows, call.blocks.tile)
-    block = pl.BlockSpec((None, *shape), lambda b, s, d: (b, 0, 0, 0))
+def _tiled(call: Call, *rows: int):
+    """Shape and block of an output [B, tiles, *rows, lanes] that stays in VMEM for all of a sequence."""
+    shape = (call.tiles, *rows, call.lanes)
+    block = pl.BlockSpec((None, *shape), lambda b, s, d: (b, *[0] * len(shape)))
     return jax.ShapeDtypeStruct((call.batch, *shape), jnp.float32), block
 
 
-def _untiled(call: Call, array: jax.Array) -> jax.Array:
-    """[B, tiles, rows, tile] -> [B, rows, D]."""
-    joined = jnp.swapaxes(array, 1, 2).reshape(call.batch, array.shape[2], -1)
-    return joined[..., : call.channels]
-
-
 def _token_scratch(call: Call) -> TokenScratch:
-    row = pltpu.VMEM((call.blocks.chunk, call.blocks.tile), jnp.float32)
-    column = pltpu.VMEM((call.blocks.chunk, call.states), jnp.float32)
+    row = pltpu.VMEM((call.blocks.chunk, call.lanes), jnp.float32)
+    column = pltpu.VMEM((call.blocks.state_tiles, call.blocks.chunk, LANES), jnp.float32)
     return TokenScratch(row, row, column, column)
+
+
+def _gradient_scratch(call: Call) -> _GradientScratch:
+    chunk, (state_tiles, height) = call.blocks.chunk, _rows(call)
+    row = pltpu.VMEM((chunk, call.lanes), jnp.float32)
+    tokens = line_tokens(height)
+    lines = pl.cdiv(chunk, tokens)
+    sums = LineScratch(
+        pltpu.VMEM((state_tiles, call.blocks.fold, lines, tokens * height), jnp.float32),
+        pltpu.VMEM((state_tiles, lines * tokens, call.tile_states), jnp.float32),
+    )
+    tiles = pltpu.VMEM((chunk, height, call.lanes), jnp.float32)
+    return _GradientScratch(
+        states=tiles,
+        B=tiles,
+        C=tiles,
+        y=row,
+        g_y=row,
+        g_token=TokenScratch(row, row, sums, sums),
+        g=pltpu.VMEM((call.tiles, state_tiles, height, call.lanes), jnp.float32),
+    )
 
 
 def _run(call: Call, kernel, name: str, operands, out_shape, **options):
@@ -220,32 +278,37 @@ def _run(call: Call, kernel, name: str, operands, out_shape, **options):
 
 
 def _call(options: KernelOptions, arguments: ScanArguments) -> Call:
-    (batch, length, channels), states = arguments.u.shape, arguments.A.shape[2]
-    blocks = tpu_blocks(length, channels, states)
-    return Call(options, batch, length, channels, states, blocks)
+    batch, length, channels = arguments.u.shape
+    blocks = tpu_blocks(length, channels, arguments.A.shape[2], old=is_old_tpu())
+    return Call(options, batch, length, channels, blocks)
 
 
-def _turned(array, width: int):
-    """[B, L, width] as the kernels take it, or back."""
-    return array if array is None or width >= LANES else jnp.swapaxes(array, 1, 2)
+def _turned(call: Call, row):
+    """[B, L, D] as the kernels take it, or back; None stays None."""
+    return row if row is None or call.channels >= LANES else jnp.swapaxes(row, 1, 2)
 
 
-def _inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
-    """With time last where sequences are narrow."""
-    _, channels, states = arguments.A.shape
-    inputs = kernel_inputs(arguments, g_out)
-    rows = {name: _turned(getattr(inputs, name), channels) for name in ("u", "delta", "z", "g_out")}
-    return inputs._replace(**rows, B=_turned(inputs.B, states), C=_turned(inputs.C, states))
+def _inputs(call: Call, arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
+    """u, delta, z and g_out [B, L, D], or with time last if narrow; B and C [B, N, L]; parameters folded."""
+    inputs, fold = kernel_inputs(arguments, g_out), call.blocks.fold
+    rows = {name: _turned(call, getattr(inputs, name)) for name in ("u", "delta", "z", "g_out")}
+    missing = call.states - arguments.A.shape[2]
+    B, C = (jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, missing), (0, 0))) for x in (inputs.B, inputs.C))
+    # What D adds to y belongs to one part of the states.
+    D = None if inputs.D is None else jnp.pad(inputs.D, ((0, 0), (0, 0), (0, (fold - 1) * call.channels)))
+    delta_bias = None if inputs.delta_bias is None else jnp.tile(inputs.delta_bias, fold)
+    return inputs._replace(**rows, A=folded(call, arguments.A), B=B, C=C, D=D, delta_bias=delta_bias)
 
 
 def _forward_pass(options: KernelOptions, arguments: ScanArguments):
-    call, inputs = _call(options, arguments), _inputs(arguments)
-    batch, states, channels = call.batch, call.states, call.channels
+    call = _call(options, arguments)
+    inputs, rows = _inputs(call, arguments), _rows(call)
+    state_shape = (*rows, call.blocks.fold * call.channels)
     if arguments.h0 is None:
-        h0 = jnp.zeros((batch, states, channels), jnp.float32)
+        h0 = jnp.zeros((call.batch, *state_shape), jnp.float32)
     else:
-        h0 = jnp.swapaxes(arguments.h0, 1, 2)
-    last_shape, last_block = _tiled(call, states)
+        h0 = folded(call, arguments.h0)
+    last_shape, last_block = _tiled(call, *rows)
     input_blocks = _input_blocks(call, inputs, False)
     y, h_in, last_state = _run(
         call,
@@ -254,24 +317,25 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         (inputs, h0),
         [
             jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype),
-            jax.ShapeDtypeStruct((batch, call.chunks, states, channels), jnp.float32),
+            jax.ShapeDtypeStruct((call.batch, call.chunks, *state_shape), jnp.float32),
             last_shape,
         ],
         in_specs=[input_blocks, _state_block(call)],
         out_specs=[input_blocks.u, _border_block(call, False), last_block],
         scratch_shapes=[
             _token_scratch(call),
-            pltpu.VMEM((call.tiles, states, call.blocks.tile), jnp.float32),
-            pltpu.VMEM((call.blocks.chunk, call.blocks.tile), jnp.float32),
+            pltpu.VMEM((call.tiles, *rows, call.lanes), jnp.float32),
+            pltpu.VMEM((call.blocks.chunk, call.lanes), jnp.float32),
         ],
     )
-    return _turned(y, channels), jnp.swapaxes(_untiled(call, last_state), 1, 2), h_in
+    return _turned(call, y), unfolded(call, last_state, arguments.A.shape[2]), h_in
 
 
 def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
-    call, inputs = _call(options, arguments), _inputs(arguments, g_out)
+    call, states = _call(options, arguments), arguments.A.shape[2]
+    inputs, rows = _inputs(call, arguments, g_out), _rows(call)
     blocks = _input_blocks(call, inputs, True)
-    tiled_state, tiled_row = _tiled(call, call.states), _tiled(call, 1)
+    tiled_state, tiled_line = _tiled(call, *rows), _tiled(call, 1)
 
     def pair(array, block, dtype=None):
         """Shape and block of a gradient like an array; None for None."""
@@ -284,48 +348,39 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
         A=tiled_state,
         B=pair(inputs.B, blocks.B, sum_dtype),
         C=pair(inputs.C, blocks.C, sum_dtype),
-        D=None if inputs.D is None else tiled_row,
+        D=None if inputs.D is None else tiled_line,
         z=pair(inputs.z, blocks.z),
-        delta_bias=None if inputs.delta_bias is None else tiled_row,
+        delta_bias=None if inputs.delta_bias is None else tiled_line,
         h0=tiled_state,
     )
     shapes, specs = (
         ScanArguments(*(None if output is None else output[i] for output in outputs)) for i in range(2)
     )
-    chunk, tile = call.blocks.chunk, call.blocks.tile
-    row = pltpu.VMEM((chunk, tile), jnp.float32)
     (g,) = _run(
         call,
         _gradient_kernel,
         "gradient",
-        (inputs, h_in, jnp.swapaxes(g_last, 1, 2)),
+        (inputs, h_in, folded(call, g_last)),
         [shapes],
         in_specs=[blocks, _border_block(call, True), _state_block(call)],
         out_specs=[specs],
-        scratch_shapes=[
-            _token_scratch(call),
-            _GradientScratch(
-                states=pltpu.VMEM((chunk, call.states, tile), jnp.float32),
-                y=row,
-                g_y=row,
-                g_token=_token_scratch(call),
-                g=pltpu.VMEM((call.tiles, call.states, tile), jnp.float32),
-            ),
-        ],
+        scratch_shapes=[_token_scratch(call), _gradient_scratch(call)],
     )
-    g_A, g_h0 = (jnp.swapaxes(_untiled(call, x), 1, 2) for x in (g.A, g.h0))
-    g_D, g_bias = (None if x is None else _untiled(call, x)[:, 0] for x in (g.D, g.delta_bias))
-    g_u, g_delta, g_z = (_turned(x, call.channels) for x in (g.u, g.delta, g.z))
-    g_B, g_C = (_turned(x, call.states).astype(y.dtype) for x, y in ((g.B, arguments.B), (g.C, arguments.C)))
+    g_A, g_h0 = (unfolded(call, x, states) for x in (g.A, g.h0))
+    g_u, g_delta, g_z = (_turned(call, x) for x in (g.u, g.delta, g.z))
+    g_B, g_C = (
+        jnp.swapaxes(x, 1, 2)[..., :states].astype(y.dtype)
+        for x, y in ((g.B, arguments.B), (g.C, arguments.C))
+    )
     return ScanArguments(
         u=g_u,
         delta=g_delta,
         A=g_A,
         B=g_B,
         C=g_C,
-        D=g_D,
+        D=None if g.D is None else untiled(call, g.D)[:, 0, 0],
         z=g_z,
-        delta_bias=g_bias,
+        delta_bias=None if g.delta_bias is None else jnp.sum(untiled(call, g.delta_bias)[:, 0], axis=1),
         h0=None if arguments.h0 is None else g_h0,
     )
 

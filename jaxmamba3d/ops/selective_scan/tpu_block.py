@@ -1,8 +1,10 @@
 """Blocks of the TPU kernels: how a call is cut, and how a block becomes the tokens that a kernel walks."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -10,10 +12,12 @@ from jax.experimental import pallas as pl
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import LANES, TpuBlocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
-from jaxmamba3d.ops.selective_scan.recurrence import Token
+from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, Token
+from jaxmamba3d.ops.selective_scan.tpu_columns import line_sums, line_tokens, repeated, spread
 
-ROWS = 8
-"""Tokens that are read, and unrolled, at once: the sublanes of a register."""
+GROUP, INTERPRETED_GROUP = 32, 8
+"""Tokens that are unrolled at once: enough to keep all units at work while the first results are under way;
+of interpreted kernels, which take XLA the longer to compile, as few as a line of sums has."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,6 @@ class Call:
     batch: int
     length: int
     channels: int
-    states: int
     blocks: TpuBlocks
 
     @property
@@ -35,68 +38,126 @@ class Call:
     def tiles(self) -> int:
         return pl.cdiv(self.channels, self.blocks.tile)
 
+    @property
+    def lanes(self) -> int:
+        """Of a tile: its channels, once for each part of the states."""
+        return self.blocks.fold * self.blocks.tile
+
+    @property
+    def tile_states(self) -> int:
+        """States of a tile, those that fill up its rows among them."""
+        return self.blocks.fold * self.blocks.height
+
+    @property
+    def states(self) -> int:
+        """States of all tiles."""
+        return self.blocks.state_tiles * self.tile_states
+
+    def for_each_state_tile(self, body) -> None:
+        """body(state tile), one after another."""
+        if self.blocks.state_tiles == 1:
+            body(0)
+        else:
+            pl.loop(0, self.blocks.state_tiles)(body)
+
+    @property
+    def group(self) -> int:
+        """Tokens that are unrolled at once."""
+        return INTERPRETED_GROUP if self.options.interpret else GROUP
+
     def stored_chunk(self, step, backward: bool):
         """The chunk, in stored order, that a step of the grid works on."""
         return self.chunks - 1 - step if self.options.reverse != backward else step
 
 
-def read_rows(call: Call, ref, backward: bool, channels: bool):
-    """A block as float32 rows [T, D] or [T, N], 0 beyond the sequence and the channels."""
+def untiled(call: Call, array: jax.Array) -> jax.Array:
+    """[B, tiles, *rows, lanes] -> [B, *rows, fold, D]."""
+    joined = jnp.moveaxis(array, 1, -2)
+    joined = joined.reshape(*joined.shape[:-2], call.blocks.fold, -1)
+    return joined[..., : call.channels]
+
+
+def folded(call: Call, array: jax.Array) -> jax.Array:
+    """[..., D, N] -> [..., state tiles, height, fold D], 0 where states fill up a tile."""
+    *outer, channels, states = array.shape
+    filled = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, call.states - states)])
+    state_tiles, height = call.blocks.state_tiles, call.blocks.height
+    parts = filled.reshape(*outer, channels, state_tiles, call.blocks.fold, height)
+    parts = jnp.moveaxis(parts, -4, -1)  # [..., state tiles, fold, height, D]
+    return jnp.swapaxes(parts, -3, -2).reshape(*outer, state_tiles, height, -1)
+
+
+def unfolded(call: Call, array: jax.Array, states: int) -> jax.Array:
+    """[B, tiles, state tiles, height, lanes] -> [B, D, N]."""
+    parts = jnp.swapaxes(untiled(call, array), 2, 3)  # [B, state tiles, fold, height, D]
+    joined = parts.reshape(call.batch, call.states, call.channels)
+    return jnp.swapaxes(joined, 1, 2)[..., :states]
+
+
+def read_rows(call: Call, ref, backward: bool):
+    """A block of channels as float32 rows [T, lanes], 0 beyond the sequence and the channels."""
     if ref is None:
         return None
-    rows = turned_block(ref[...].astype(jnp.float32), call.channels if channels else call.states)
-    if call.length % call.blocks.chunk:
-        rows = jnp.where(in_sequence(call, rows.shape, backward), rows, 0.0)
-    return within_channels(call, rows) if channels else rows
+    block = ref[...].astype(jnp.float32)
+    rows = jnp.concatenate([block] * call.blocks.fold, axis=0).T if call.channels < LANES else block
+    return within_channels(call, pl.program_id(2), _within_sequence(call, rows, 0, backward))
 
 
-def turned_block(block, width: int):
-    """From blocks to rows, or back: narrow arrays have time last."""
-    return block.T if width < LANES else block
+def read_columns(call: Call, ref, backward: bool):
+    """A block of states as float32 [N, T], 0 beyond the sequence."""
+    return _within_sequence(call, ref[...].astype(jnp.float32), 1, backward)
 
 
-def in_sequence(call: Call, shape, backward: bool):
-    """Which rows of a block are tokens of the sequence."""
+def row_block(call: Call, rows):
+    """Rows as a block of channels: the sum of what the parts of the states have given."""
+    if call.channels >= LANES:
+        return rows
+    block = rows.T
+    return sum(block[k * call.channels :][: call.channels] for k in range(call.blocks.fold))
+
+
+def _within_sequence(call: Call, value, axis: int, backward: bool):
+    """0 where the axis, time, goes beyond the sequence."""
+    if call.length % call.blocks.chunk == 0:
+        return value
     first = call.stored_chunk(pl.program_id(1), backward) * call.blocks.chunk
-    return first + lax.broadcasted_iota(jnp.int32, shape, 0) < call.length
+    return jnp.where(first + lax.broadcasted_iota(jnp.int32, value.shape, axis) < call.length, value, 0.0)
 
 
-def within_channels(call: Call, value):
+def within_channels(call: Call, tile, value):
     """A tile with channels last, 0 beyond the channels."""
     if call.channels % call.blocks.tile == 0:
         return value
-    first = pl.program_id(2) * call.blocks.tile
-    return jnp.where(first + lax.broadcasted_iota(jnp.int32, value.shape, 1) < call.channels, value, 0.0)
+    channel = tile * call.blocks.tile + lax.broadcasted_iota(jnp.int32, value.shape, 1)
+    return jnp.where(channel < call.channels, value, 0.0)
 
 
 def steps_of(call: Call, backward: bool, delta, delta_bias):
-    """Steps [T, D] from the rows of delta, 0 beyond the sequence."""
+    """Steps [T, lanes] from the rows of delta, 0 beyond the sequence."""
     steps = step_size(delta, delta_bias, call.options.delta_softplus)
-    if call.length % call.blocks.chunk == 0:
-        return steps
-    return jnp.where(in_sequence(call, steps.shape, backward), steps, 0.0)
+    return _within_sequence(call, steps, 0, backward)
 
 
-def read_tile(call: Call, ref):
+def read_tile(call: Call, ref, tile, state_tile=...):
     """A parameter or state of the tile's channels; None stays None."""
-    return None if ref is None else within_channels(call, ref[...])
+    return None if ref is None else within_channels(call, tile, ref[state_tile])
 
 
 def walk(call: Call, body, carry, *, backward: bool = False):
     """carry = body(first row, rows, carry) for groups of rows of a chunk, in scan order or against it."""
-    whole, rest = divmod(call.blocks.chunk, ROWS)
+    whole, rest = divmod(call.blocks.chunk, call.group)
     descending = call.options.reverse != backward
 
     def group(i, carry):
         k = whole - 1 - i if descending else i
-        return body(pl.multiple_of(k * ROWS, ROWS), ROWS, carry)
+        return body(pl.multiple_of(k * call.group, call.group), call.group, carry)
 
     if rest and descending:
-        carry = body(whole * ROWS, rest, carry)
+        carry = body(whole * call.group, rest, carry)
     if whole:
         carry = lax.fori_loop(0, whole, group, carry)
     if rest and not descending:
-        carry = body(whole * ROWS, rest, carry)
+        carry = body(whole * call.group, rest, carry)
     return carry
 
 
@@ -105,23 +166,65 @@ def order_of(call: Call, count: int, *, backward: bool = False):
 
 
 class TokenScratch(NamedTuple):
-    """Rows of a chunk in VMEM: u, delta [T, D]; B, C [T, N]."""
+    """A chunk in VMEM: rows of u and delta [T, lanes]; of B and C, for each tile of states, what
+    `tpu_columns.spread` makes of them [state tiles, T, 128]."""
 
     u: Any
     delta: Any
     B: Any
     C: Any
 
-    def tokens(self, first, count: int) -> list[Token]:
-        rows = pl.ds(first, count)
+    def tokens(self, call: Call, state_tile, first, order: Sequence[int]) -> Iterator[tuple[int, Token]]:
+        """(i, token `first` + i) in an order; columns are repeated over all lanes of a tile."""
+        rows, blocks = pl.ds(first, len(order)), call.blocks
         u, delta = self.u[rows, :], self.delta[rows, :]
-        B, C = self.B[rows, :].T, self.C[rows, :].T
-        return [Token(u[i : i + 1], delta[i : i + 1], B[:, i : i + 1], C[:, i : i + 1]) for i in range(count)]
+        B, C = (
+            repeated(x[state_tile, rows, :], blocks.height, blocks.fold, call.lanes, order)
+            for x in (self.B, self.C)
+        )
+        for i in order:
+            yield i, Token(u[i : i + 1], delta[i : i + 1], B[i], C[i])
 
     def fill(self, call: Call, refs: KernelInputs, backward: bool):
         """Reads a block; returns the rows of u and of the delta given."""
-        u, delta = (read_rows(call, ref, backward, True) for ref in (refs.u, refs.delta))
+        u, delta = (read_rows(call, ref, backward) for ref in (refs.u, refs.delta))
         self.u[...] = u
-        self.delta[...] = steps_of(call, backward, delta, read_tile(call, refs.delta_bias))
-        self.B[...], self.C[...] = (read_rows(call, ref, backward, False) for ref in (refs.B, refs.C))
+        self.delta[...] = steps_of(call, backward, delta, read_tile(call, refs.delta_bias, pl.program_id(2)))
+        for scratch, ref in ((self.B, refs.B), (self.C, refs.C)):
+            columns = read_columns(call, ref, backward)
+            for i in range(call.blocks.state_tiles):
+                scratch[i] = spread(columns[i * call.tile_states :][: call.tile_states])
         return u, delta
+
+
+PRODUCTS = CHANNELS_LAST._replace(over_channels=lambda tile: tile)
+"""Tiles whose sums over channels are left to `LineScratch`."""
+
+
+class LineScratch(NamedTuple):
+    """Sums over channels in VMEM: for each tile of states lines of tokens
+    [state tiles, fold, T / tokens, tokens height], and rows [state tiles, T, fold height]."""
+
+    lines: Any
+    rows: Any
+
+    def put(self, state_tile, first, tiles):
+        """Sums up the tiles of tokens."""
+        tokens = line_tokens(tiles[0].shape[0])
+        line = lax.div(jnp.int32(first), jnp.int32(tokens))
+        for j, parts in enumerate(line_sums(tiles, self.lines.shape[1])):
+            for k, sums in enumerate(parts):
+                self.lines[state_tile, k, pl.ds(line + j, 1), : sums.shape[1]] = sums
+
+    def columns(self, call: Call):
+        """[N, T]."""
+        state_tiles, fold, count, _ = self.lines.shape
+        height, tokens = call.blocks.height, line_tokens(call.blocks.height)
+        columns = []
+        for k in range(state_tiles):
+            lines = [self.lines[k, part] for part in range(fold)]
+            for i in range(tokens):
+                parts = [line[:, i * height : (i + 1) * height] for line in lines]
+                self.rows.at[k][pl.ds(i, count, stride=tokens), :] = jnp.concatenate(parts, axis=1)
+            columns.append(self.rows[k].T[:, : call.blocks.chunk])
+        return jnp.concatenate(columns, axis=0)

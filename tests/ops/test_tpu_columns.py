@@ -1,0 +1,61 @@
+"""The matrix unit repeats columns bit for bit, and transposed tiles sum to lines."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmamba3d.ops.selective_scan.blocks import tpu_blocks
+from jaxmamba3d.ops.selective_scan.tpu_columns import line_sums, line_tokens, repeated, spread
+
+SHAPES = [(8, 4), (16, 2), (32, 1), (8, 1), (24, 1), (8, 3)]
+"""Of a tile: its height, and the parts of its lanes."""
+
+
+@pytest.mark.parametrize(("height", "fold"), SHAPES)
+def test_numbers_are_repeated_bit_for_bit(height, fold):
+    random = np.random.default_rng(0)
+    exponents = random.uniform(-30, 38, (height * fold, 5))
+    columns = (random.choice([-1, 1], exponents.shape) * 10**exponents).astype(np.float32)
+    columns[0] = [0, 1, np.float32(1) / 3, -(2.0**-20), 1 + 2.0**-23]
+    order, lanes = [3, 4, 0, 2, 1], fold * 24
+    tiles = jax.jit(lambda x: repeated(spread(x), height, fold, lanes, order))(columns)
+    assert sorted(tiles) == [0, 1, 2, 3, 4]
+    for token, tile in tiles.items():
+        parts = columns[:, token].reshape(fold, height)
+        expected = np.concatenate([np.tile(part[:, None], 24) for part in parts], axis=1)
+        np.testing.assert_array_equal(tile, expected)
+
+
+@pytest.mark.parametrize(("height", "fold"), SHAPES)
+def test_lines_hold_the_sums_of_the_parts_of_the_lanes(height, fold):
+    tiles = np.random.default_rng(0).normal(size=(8, height, fold * 24)).astype(np.float32)
+    lines = line_sums([jnp.asarray(tile) for tile in tiles], fold)
+    tokens = line_tokens(height)
+    assert len(lines) == 8 // tokens
+    found = np.array(lines).reshape(-1, fold, tokens, height).swapaxes(1, 2).reshape(8, fold, height)
+    expected = tiles.astype(np.float64).reshape(8, height, fold, 24).sum(-1).swapaxes(1, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "states", "expected"),
+    [
+        (64, 32, (2, 16, 1)),
+        (32, 32, (4, 8, 1)),
+        (24, 64, (4, 8, 2)),
+        (16, 8, (1, 8, 1)),
+        (33, 32, (1, 32, 1)),
+        (128, 64, (1, 32, 2)),
+        (640, 256, (1, 32, 8)),
+        (128, 40, (1, 32, 2)),
+        (1, 1, (1, 8, 1)),
+    ],
+)
+def test_tiles_fill_four_registers(channels, states, expected):
+    blocks = tpu_blocks(1000, channels, states, old=False)
+    assert (blocks.fold, blocks.height, blocks.state_tiles) == expected
+    assert blocks.fold * blocks.height * blocks.state_tiles >= states
+    assert blocks.fold * blocks.tile <= 128
+    assert blocks.chunk == 256
+    assert tpu_blocks(1000, channels, states, old=True).chunk == 128
