@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxmamba3d.checks import check_that
+from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data.cases import ENDINGS, Case, Dataset, by_stem, is_nifti, nifti_files, stem_of
+from jaxmamba3d.data.plans import READERS
 from jaxmamba3d.data.providers import is_shipped, read_shipped
 from jaxmamba3d.files import load_json
 from jaxmamba3d.labels import Labels
@@ -63,6 +64,8 @@ def _read_described(folder: Path) -> Dataset:
     path = folder / DESCRIPTION
     description = read_description(path)
     content, channel_names = description.content, description.channel_names
+    reader = content.get("overwrite_image_reader_writer", READERS[0])
+    check_choice(f"overwrite_image_reader_writer of {path}", reader, READERS)
     if isinstance(content.get("training"), list):
         cases = _decathlon_cases(folder, content["training"], len(channel_names))
     elif isinstance(content.get("dataset"), dict):

@@ -241,7 +241,10 @@ def _header(file: BinaryIO, *, check: bool) -> nibabel.Nifti1Header:
         kind = nibabel.Nifti2Header
     elif content[344:348] != b"n+1\0":
         raise ImageFileError(f"{content[344:348]!r} in place of NIfTI's magic")
-    return kind(content[: kind.sizeof_hdr], check=check)
+    header = kind(content[: kind.sizeof_hdr], check=check)
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # as the standard reads it
+    return header
 
 
 def _read_slices(path: Path, array: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,5 +1,6 @@
 """Where patches are cut: nnU-Net's foreground sampling, as pure functions of a random generator."""
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -126,7 +127,8 @@ def _read_pages(volume: np.memmap, part: np.memmap) -> None:
     begin = byte_bounds(volume)[0] - volume.offset % mmap.ALLOCATIONGRANULARITY
     first, stop = byte_bounds(part[0])
     apart = part.strides[0] - (stop - first) > mmap.PAGESIZE
-    for piece in part.view(np.ndarray) if apart else [part]:
-        first, stop = (address - begin for address in byte_bounds(piece))
-        first -= first % mmap.PAGESIZE
-        volume.base.madvise(mmap.MADV_WILLNEED, first, stop - first)
+    with contextlib.suppress(OSError):  # it is advice; reading itself will tell what is wrong
+        for piece in part.view(np.ndarray) if apart else [part]:
+            first, stop = (address - begin for address in byte_bounds(piece))
+            first -= first % mmap.PAGESIZE
+            volume.base.madvise(mmap.MADV_WILLNEED, first, stop - first)

@@ -36,7 +36,8 @@ def boxes_of(segmentation: np.ndarray, structures: Iterable[Sequence[int]]) -> l
         segmentation: labels [X, Y, Z], whole numbers from 0.
         structures: the label values whose union each is.
     """
-    boxes = dict(enumerate(find_objects(segmentation), 1))
+    found = find_objects(segmentation) if segmentation.size else []
+    boxes = dict(enumerate(found, 1))
     nothing = (slice(0),) * segmentation.ndim
     return [
         joint_box(box for value in values if (box := boxes.get(value))) or nothing for values in structures

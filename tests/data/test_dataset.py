@@ -67,6 +67,10 @@ def test_folders_and_files_that_are_missing(tmp_path):
         ({"channel_names": None}, "channel_names (or modality) must be channel names by number"),
         ({"channel_names": {"0": "CT", "2": "CT"}}, "must be channel names by number"),
         ({"file_ending": ".mha"}, "file_ending must be one of ('.nii.gz', '.nii'), got '.mha'"),
+        (
+            {"overwrite_image_reader_writer": "NibabelIOWithReorient"},
+            "overwrite_image_reader_writer of",
+        ),
         ({"training": []}, "a folder with training cases, got none"),
         ({"training": ["a.nii.gz"]}, 'training must be a list of {"image": file, "label": file}'),
     ],

@@ -265,6 +265,18 @@ class TestDamagedHeaders:
         refused(read, with_header(save(tmp_path / "offset.nii"), vox_offset=np.nan), "whole NIfTI file")
 
 
+def test_a_handedness_of_0_is_1(tmp_path):
+    """As the standard says of pixdim[0]."""
+    one, zero = (
+        read_volume(
+            with_header(save(tmp_path / f"{qfac}.nii", sform=0), pixdim=[qfac, 1, 1.5, 5, 1, 1, 1, 1])
+        )
+        for qfac in (1, 0)
+    )
+    np.testing.assert_array_equal(zero.array, one.array)
+    assert zero.geometry == one.geometry
+
+
 @pytest.mark.parametrize("code", [7, -1])
 def test_unknown_codes_of_a_form_are_written_as_a_known_one(tmp_path, code):
     path = with_header(save(tmp_path / "image.nii"), sform_code=code, qform_code=code)

@@ -121,6 +121,18 @@ def test_the_choice_is_nnunets(tmp_path, labels, seed, stray):
 
 
 @pytest.mark.parametrize(("seed", "stray"), EXAMPLES)
+def test_healthy_cases_that_are_seen_as_such_change_nothing(tmp_path, seed, stray):
+    """No foreground in prediction and reference, of all cases or of some."""
+    predictions, references = volumes(seed, 4, stray)
+    healthy = np.zeros(SHAPE, np.uint8)
+    decision = chosen(tmp_path, [healthy, *predictions], [healthy, *references], PLAIN)
+    steps, before, _, _ = their_choice([healthy, *predictions], [healthy, *references], PLAIN)
+    assert list(decision.steps) == steps == EXAMPLES[seed, stray]
+    assert decision.trials[0].dice_before == pytest.approx(np.mean(before), rel=1e-12)
+    assert chosen(tmp_path, [healthy], [healthy], PLAIN).steps == ()
+
+
+@pytest.mark.parametrize(("seed", "stray"), EXAMPLES)
 def test_every_way_is_taken(tmp_path, seed, stray):
     decision = chosen(tmp_path, *volumes(seed, 4, stray), PLAIN)
     assert list(decision.steps) == EXAMPLES[seed, stray]
