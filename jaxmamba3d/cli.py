@@ -300,6 +300,10 @@ INTERRUPTED = 130
 """Exit code of a command that Ctrl-C stopped, as shells have it."""
 
 
+SIGNS_OF_ANOTHER_END = ("UNAVAILABLE", "heartbeat", "Connection closed", "Connection reset", "Barrier failed")
+"""Of which JAX's errors tell, in several processes, that one of the others has ended."""
+
+
 def run_command(command) -> None:
     """Runs a command; what its user can fix ends it with one sentence instead of a traceback."""
     outlive_the_terminal()
@@ -314,15 +318,20 @@ def run_command(command) -> None:
         command()
     except (ValueError, OSError, FloatingPointError, UnsupportedError) as error:
         _end(f"error: {error}")
+    except MemoryError as error:
+        _end(f"error: this does not fit into the machine's memory; {MEMORY_ADVICE} ({error})")
     except RuntimeError as error:
         # By its name, because jax is not imported where nothing needed it.
-        if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
+        if type(error).__name__ != "JaxRuntimeError":
             _end_at_once(traceback.format_exc())
             raise
-        _end(
-            f"error: this does not fit into the device's memory; {MEMORY_ADVICE} "
-            f"({str(error).splitlines()[0]})"
-        )
+        first_line = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _end(f"error: this does not fit into the device's memory; {MEMORY_ADVICE} ({first_line})")
+        if any(sign in str(error) for sign in SIGNS_OF_ANOTHER_END) and _is_one_of_several():
+            _end(f"error: another process has ended, and says why; the same command resumes ({first_line})")
+        _end_at_once(traceback.format_exc())
+        raise
     except InterruptedTraining as error:
         logging.getLogger("jaxmamba3d").warning("%s", error)
         sys.exit(TRY_AGAIN)
@@ -350,10 +359,14 @@ def _end(message: str) -> NoReturn:
 
 def _end_at_once(message: str) -> None:
     """Where JAX, at a process's ordinary end, would wait for the others in vain; else does nothing."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if _is_one_of_several():
         sys.stderr.write(message)
         _end_now(1)
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _end_now(code: int) -> NoReturn:

@@ -336,7 +336,8 @@ class ExperimentConfig:
 
         Its length is one of them only where the learning rate depends on it: others can be prolonged.
         """
-        names = ["steps_per_epoch", "mirror_axes", "rotate_and_scale", "vary_intensities", "seed"]
+        names = ["start_from", "seed", "steps_per_epoch"]
+        names += ["mirror_axes", "rotate_and_scale", "vary_intensities"]
         if self.optim.schedule == "one_cycle":
             names.append("epochs")
         return {

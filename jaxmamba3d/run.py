@@ -318,6 +318,7 @@ def _description(run: Run) -> dict[str, Any]:
     """As JSON gives it back."""
     description = {
         "net": run.net.architecture(),
+        "configuration": run.config.data.configuration,
         "plans": dataclasses.asdict(run.plans),
         **run.labels.to_json(),
         SETTINGS: run.config.decisive_settings(),

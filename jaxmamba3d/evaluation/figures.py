@@ -44,6 +44,7 @@ class OverlayCase:
         ignore_label: voxels of this label in the truth are shown and scored as background.
         structures: the label values of each structure that is scored, as regions have several; None: each
             label is one.
+        extent: what the arrays hold, a case or a patch, for the title.
     """
 
     name: str
@@ -54,6 +55,7 @@ class OverlayCase:
     channel: int = 0
     ignore_label: int | None = None
     structures: Sequence[tuple[int, ...]] | None = None
+    extent: str = "case"
 
     def __post_init__(self):
         check_that(self.image.ndim in (3, 4), "image", "[X, Y, Z] or [X, Y, Z, C]", self.image.shape)
@@ -130,7 +132,7 @@ class _Row:
         structures = [(label,) for label in labels] if case.structures is None else case.structures
         masks = [[np.isin(x, values) for x in (prediction, truth)] for values in structures]
         scores = [dice(*pair) for pair in masks if np.any(pair)]
-        score = f"mean Dice of the case {np.mean(scores):.3f}" if scores else "no foreground"
+        score = f"mean Dice of the {case.extent} {np.mean(scores):.3f}" if scores else "no foreground"
         index = fullest_slice((truth, prediction), axis)
         volume = case.image[..., case.channel] if case.image.ndim == 4 else case.image
         image, truth, prediction = (np.take(array, index, axis) for array in (volume, truth, prediction))

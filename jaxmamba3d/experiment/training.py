@@ -40,6 +40,7 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
 
     identity = {
         "net": run.net.architecture(),
+        "configuration": data.configuration,
         **run.labels.to_json(),
         "patch_size": plan.patch_size,
         "batch_size": plan.batch_size,

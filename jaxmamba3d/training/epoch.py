@@ -18,6 +18,7 @@ from jaxmamba3d.losses import pseudo_dice
 from jaxmamba3d.training.mesh import shard_batch
 from jaxmamba3d.training.processes import is_main_process
 from jaxmamba3d.training.steps import TrainState
+from jaxmamba3d.wording import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,8 @@ def _note(pending, so_far, config, epoch, case_names) -> None:
 def _advice(config: TrainConfig) -> str:
     skip = ", or set train.non_finite to skip" if config.non_finite == "stop" else ""
     return (
-        "what was saved before is kept: lower optim.learning_rate (with "
-        f"train.allow_changed_settings), set net.dtype to float32{skip}"
+        "what was saved before is kept: lower optim.learning_rate (with train.allow_changed_settings), set "
+        f"net.dtype to float32 unless it is{skip}"
     )
 
 
@@ -174,8 +175,9 @@ def validation_epoch(
     batches: Iterator[dict[str, np.ndarray]],
     mesh: Mesh,
     config: TrainConfig,
+    case_names: Sequence[str],
 ) -> Validation:
-    """Validates on the epoch's batches, which are the same every epoch.
+    """Validates on the epoch's batches, which are the same every epoch; warns of cases with no finite loss.
 
     Args:
         state: to validate.
@@ -183,8 +185,9 @@ def validation_epoch(
         batches: see `training_batches`.
         mesh: of the devices.
         config: how many batches.
+        case_names: of the validation cases, by number.
     """
-    results, sample = [], None
+    results, numbers, sample = [], [], None
     quiet = None if is_main_process() else True
     steps = islice(batches, config.validation_steps)
     for batch in tqdm(steps, "validation", config.validation_steps, leave=False, disable=quiet):
@@ -193,6 +196,7 @@ def validation_epoch(
         if len(results) > 1:
             jax.block_until_ready(results[-2])  # or else all batches would wait on the device at once
         results.append(result)
+        numbers.append(batch[CASE])
         if sample is None:
             # Of several processes the first device's part, which is that of the process's first samples.
             whole = segmentation.is_fully_addressable
@@ -200,6 +204,10 @@ def validation_epoch(
             part = slice(len(segmentation))
             sample = Sample(arrays["image"][part], arrays["label"][part], segmentation, batch[CASE][part])
     losses, counts = zip(*jax.device_get(results), strict=True)
+    if not np.isfinite(losses).all():
+        cases = np.concatenate([n for n, loss in zip(numbers, losses, strict=True) if not np.isfinite(loss)])
+        names = first_few(sorted({case_names[number] for number in cases}))
+        logger.warning("the validation loss is not finite, on patches of %s", names)
     dice = pseudo_dice(jax.tree.map(lambda *parts: np.sum(parts, 0), *counts))
     return Validation(float(np.mean(losses)), tuple(map(float, dice)), sample)
 

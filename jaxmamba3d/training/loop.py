@@ -119,7 +119,9 @@ def train_fold(
             if stopped:
                 checkpoints.save(state, position)
                 raise InterruptedTraining(_words(position))
-            validation = validation_epoch(state, validation_step, validation_batches(), mesh, train)
+            validation = validation_epoch(
+                state, validation_step, validation_batches(), mesh, train, validation_cases
+            )
             ended = time.perf_counter()
             metrics = EpochMetrics(
                 epoch=position.epoch,
@@ -160,10 +162,14 @@ def train_fold(
 def check_can_go_on(folder: Path, config: ExperimentConfig) -> None:
     """Raises ValueError if a training cannot resume from the latest checkpoint in a folder of checkpoints.
 
-    It is damaged, imported, or of epochs that the config's schedule would count otherwise.
+    It is damaged, imported, of more epochs than are wanted, or of such that the config's schedule would count
+    otherwise.
     """
     if saved := read_saved(folder):
         _check_schedule(config, saved.step, saved.position)
+        trained = saved.position.epoch
+        wanted = f"at least the {trained} that are trained (or choose another output)"
+        check_that(config.train.epochs >= trained, "train.epochs", wanted, config.train.epochs)
 
 
 def _check_schedule(config: ExperimentConfig, step: int, position: Position) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,13 @@ SMALLEST_SHARED = 2**14
 def use_all_cores() -> None:
     """Makes each core of the CPU a device, so that the cores share a batch; without effect on GPUs and TPUs.
 
-    JAX_NUM_CPU_DEVICES in the environment has precedence.
+    JAX_NUM_CPU_DEVICES and XLA_FLAGS in the environment have precedence.
 
     Raises:
         RuntimeError: JAX has run something already.
     """
-    if jax.config.jax_num_cpu_devices < 0:
+    in_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 0 and not in_flags:
         jax.config.update("jax_num_cpu_devices", core_count())
 
 
@@ -49,7 +51,7 @@ def devices_for(batch_size: int, *, accumulate: int = 1, shard_parameters: int =
     devices = jax.devices()
     counts = range(shard_parameters, len(devices) + 1, shard_parameters)
     used = max((count for count in counts if at_once % count == 0), default=0)
-    wanted = f"a number of the {len(devices)} devices by which {at_once} patches divide"
+    wanted = f"of which a multiple is at most the {len(devices)} devices and divides {at_once} patches"
     check_that(used > 0, "train.shard_parameters", wanted, shard_parameters)
     if jax.process_count() > 1:
         _check_axis(devices, shard_parameters)

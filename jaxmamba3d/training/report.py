@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ PICTURES, PATCHES = 50, 3
 MOMENTUM = 0.9
 METRICS = "metrics.csv"
 DICE, MEAN = "pseudo_dice ", "mean"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class MetricsLog:
         self._folder, self._class_names = folder, tuple(labels.structures)
         self._value_names = labels.names
         self._rows = [row for row in _read(folder / METRICS) if row.epoch < start_epoch]
+        if missing := start_epoch - len(self._rows):
+            logger.warning("%s lacks %d of the %d finished epochs", folder / METRICS, missing, start_epoch)
         self._events = EventFile(folder / "tensorboard", start_epoch)
 
     def seconds_left(self, epochs: int) -> float:
@@ -209,6 +214,7 @@ def overlays_of(
             spacing=spacing,
             ignore_label=labels.ignore,
             structures=[*labels.structures.values()],
+            extent="patch",
         )
         for i in fullest[:PATCHES]
     ]

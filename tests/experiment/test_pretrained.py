@@ -1,6 +1,8 @@
 """Trainings that start from another run's parameters."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -45,17 +47,23 @@ def test_parameters_of_the_same_shape_are_taken(finished, caplog):
 
 
 def test_a_training_starts_there_once(finished, dataset, tmp_path):
-    """A learning rate of next to nothing shows where; it goes on without."""
+    """A learning rate of next to nothing shows where; it goes on when that is gone, but from nowhere else."""
     run, _ = finished
+    source = Path(shutil.copytree(run.folder, tmp_path / "source")) / "fold_0"
     config = small_config(dataset, tmp_path / "run", epochs=1, steps_per_epoch=1, validation_steps=1)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1e-9))
-    config = starting_from(config, run.fold_folder(0))
+    config = starting_from(config, source)
     experiment.run_experiment(config)
     for found, expected in zip(params_of(open_run(config.output)), params_of(run), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
+    shutil.rmtree(source.parent)
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
-    experiment.run_experiment(starting_from(longer, tmp_path / "gone" / "fold_0"))
+    experiment.run_experiment(longer)
     assert read_epochs(tmp_path / "run" / "fold_0").done == 2
+    with pytest.raises(ValueError, match=r"start_from.*source.*elsewhere"):
+        experiment.run_experiment(starting_from(longer, tmp_path / "elsewhere" / "fold_0"))
+    with pytest.raises(ValueError, match=r"train\.epochs must be at least the 2 that are trained"):
+        experiment.run_experiment(config)
 
 
 def test_what_cannot_be_started_from_is_said_before_cases_are_preprocessed(finished, tmp_path):

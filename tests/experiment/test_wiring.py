@@ -87,6 +87,7 @@ def test_patches_are_drawn_as_the_config_says(run, monkeypatch):
     assert train["foreground_fraction"] == val["foreground_fraction"] == 0.75
     assert given["identity"].keys() >= {
         "net",
+        "configuration",
         "labels",
         "patch_size",
         "batch_size",

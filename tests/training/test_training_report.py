@@ -118,9 +118,10 @@ def test_each_epoch_is_on_disk_at_once(tmp_path):
     log.close()
 
 
-def test_the_time_left_goes_by_the_epoch_and_not_by_the_table(tmp_path):
-    """Which begins again where it was lost."""
+def test_the_time_left_goes_by_the_epoch_and_not_by_the_table(tmp_path, caplog):
+    """Which begins again where it was lost, and says so."""
     log = MetricsLog(tmp_path, LABELS, start_epoch=7)
+    assert "metrics.csv lacks 7 of the 7 finished epochs" in caplog.text
     log.append(metrics_of(7))
     log.close()
     assert log.seconds_left(10) == 2 * 2.5
@@ -224,6 +225,7 @@ def test_patches_are_shown(tmp_path):
     overlays = overlays_of(sample, ["a", "b"], (3.0, 1.0, 1.0), LABELS)
     assert [overlay.name for overlay in overlays] == ["a", "b"]
     assert overlays[1].truth.min() == 0
+    assert {overlay.extent for overlay in overlays} == {"patch"}
     log = MetricsLog(tmp_path, LABELS)
     log.append(metrics_of(0))
     log.show(overlays)
