@@ -188,7 +188,7 @@ def class_sums(
     truth, valid = _one_hot(labels, classes, ignore_label)
     normalizer = jax.nn.logsumexp(logits, -1, keepdims=True)
     log_likelihood = jnp.sum(logits, -1, keepdims=True, where=truth) - normalizer
-    log_likelihood = jnp.where(truth.any(-1, keepdims=True), log_likelihood, jnp.nan)
+    log_likelihood = jnp.where(truth.any(-1, keepdims=True) | ~valid, log_likelihood, jnp.nan)
     entropy = -jnp.sum(log_likelihood, where=valid)
     p = jnp.exp(logits - normalizer)
     counted = jnp.sum(valid, dtype=jnp.float32)

@@ -162,6 +162,12 @@ def test_a_label_that_is_no_class_makes_the_loss_nan():
     assert jnp.isfinite(loss_of(LOGITS, labels, batch_dice=True, ignore_label=LOGITS.shape[-1]))
 
 
+def test_voxels_to_ignore_raise_no_false_alarm():
+    labels = jnp.asarray(LABELS["full"]).at[0, 0].set(9)
+    with jax.debug_nans(True):
+        assert jnp.isfinite(segmentation_loss(LOGITS, labels, batch_dice=True, ignore_label=9))
+
+
 @pytest.mark.parametrize("regions", [None, ((1, 2), (2,), (3,), (1,))])
 def test_a_batch_of_which_nothing_counts_teaches_nothing(regions):
     labels = jnp.full(LABELS["full"].shape, 9)

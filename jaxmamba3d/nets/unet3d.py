@@ -103,6 +103,7 @@ class UNet3D(nnx.Module):
     def encode(self, x: jax.Array) -> list[jax.Array]:
         """What the encoder hands to the decoder at each stage, highest resolution first."""
         check_shape("x", x, "[B, X, Y, Z, C]", (None, None, None, None, self.config.in_channels))
+        check_that(x.size > 0, "x", "not empty", f"shape {list(x.shape)}")
         for axis, size, stride in zip("XYZ", x.shape[1:4], self.config.total_stride, strict=True):
             wanted = f"divisible by {stride}, the product of the strides {self.config.strides}"
             check_that(size % stride == 0, f"size of x along {axis}", wanted, size)

@@ -61,7 +61,7 @@ def _initializer(draw: Callable[[jax.Array, int, tuple[int, ...]], jax.Array]) -
     """
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        size = math.prod(shape)
+        size = int(math.prod(shape))  # of NumPy's integers it is one of them
         return draw(key, _length_to_draw(size), shape)[:size].reshape(shape).astype(dtype)
 
     return init

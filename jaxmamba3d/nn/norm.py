@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxmamba3d.checks import check_shape
+from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.ops.dtypes import check_floating
 
 
@@ -47,4 +47,6 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         check_floating("x", x)
+        fits = x.shape[-1:] == (self.num_features,)
+        check_that(fits, "x", f"[..., {self.num_features}]", f"shape {list(x.shape)}")
         return super().__call__(x).astype(x.dtype)

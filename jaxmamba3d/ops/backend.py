@@ -29,7 +29,10 @@ def batch_axes() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def compile_for(backend: str) -> Iterator[None]:
-    """Makes every choice by backend as on `backend`, for programs compiled ahead of time for other chips."""
+    """Makes every choice by backend as on `backend`, for programs compiled ahead of time for other chips.
+
+    A function that `jax.jit` has traced keeps the choices of its first call.
+    """
     token = _target.set(backend)
     try:
         yield

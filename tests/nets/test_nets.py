@@ -255,6 +255,8 @@ def test_sizes_that_do_not_divide_are_named():
         net(jnp.zeros((1, 8, 10, 8, 1)))
     with pytest.raises(ValueError, match=r"x must have shape \[B, X, Y, Z, C\]"):
         net(jnp.zeros((1, 8, 8, 8, 2)))
+    with pytest.raises(ValueError, match=r"x must be not empty, got shape \[0, 8, 8, 8, 1\]"):
+        net(jnp.zeros((0, 8, 8, 8, 1)))
 
 
 class TestLoading:

@@ -382,9 +382,26 @@ def test_chunks_divide_where_they_can(length):
         ({"z": jnp.zeros((2, 8, 5), jnp.int32)}, "z must be floating, got int32"),
         ({"reverse": "False"}, "reverse must be True or False, known when the call is traced, got str"),
         ({"delta_softplus": jnp.array(True)}, "delta_softplus must be True or False, .*, got Array"),
+        ({"return_last_state": "no"}, "return_last_state must be True or False, .*, got str"),
         ({"implementation": "fast"}, "implementation must be one of reference, .*got 'fast'"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         selective_scan(**(random_arguments(2, 8, 5, 4) | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"A": jnp.ones(7)}, r"A must be \[D, N\], got shape \[7\]"),
+        ({"B": jnp.zeros((2, 8, 3))}, r"B must have shape \[B, L, N\]"),
+        ({"u": None}, "u must be an array"),
+        ({"reverse": True}, "an array's name must be one of u, delta"),
+    ],
+)
+def test_what_is_asked_for_a_reason_is_checked_like_a_call(change, message):
+    with pytest.raises(ValueError, match=message):
+        unsupported_reason("xla_sequential", **(random_arguments(2, 8, 5, 4) | change))
+    lists = {name: array.tolist() for name, array in random_arguments(2, 8, 5, 4).items()}
+    assert unsupported_reason("xla_sequential", **lists) is None

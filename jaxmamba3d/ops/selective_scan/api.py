@@ -121,7 +121,8 @@ def selective_scan(
         implementation: reference | xla_associative | xla_sequential | pallas_triton | pallas_mosaic_gpu |
             pallas_mosaic_tpu; None takes the first that supports the call: xla_sequential on CPUs, a Pallas
             kernel on GPUs and TPUs, else xla_associative. What counts is JAX's default backend; for arrays on
-            another, set `jax.default_device`. On CPUs the kernels run interpreted, for tests.
+            another, set `jax.default_device`; to lower or export for other chips, trace the call inside of
+            `jaxmamba3d.ops.backend.compile_for`. On CPUs the kernels run interpreted, for tests.
 
     Returns:
         y [B, L, D] in u's dtype, and with `return_last_state` the state [B, D, N] in float32.
@@ -153,7 +154,8 @@ def selective_scan(
     given = (u, delta, A, B, C, D, z, delta_bias, h0)
     arguments = ScanArguments(*(None if array is None else jnp.asarray(array) for array in given))
     _check(arguments)
-    for name, flag in (("delta_softplus", delta_softplus), ("reverse", reverse)):
+    flags = {"delta_softplus": delta_softplus, "reverse": reverse, "return_last_state": return_last_state}
+    for name, flag in flags.items():
         known = isinstance(flag, bool | np.bool_)
         check_that(known, name, "True or False, known when the call is traced", type(flag).__name__)
     arguments = varying_together(arguments.with_float32_parameters())
@@ -175,19 +177,23 @@ def unsupported_reason(implementation: str, **arrays: jax.Array) -> str | None:
         arrays: the call's arrays, or `jax.ShapeDtypeStruct`s of theirs, by name.
 
     Raises:
-        ValueError: there is no such implementation, or an array lacks that the call needs.
+        ValueError: there is no such implementation or array, an array lacks that the call needs, or one is of
+            a shape or dtype that does not fit.
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
+    for name in arrays:
+        check_choice("an array's name", name, ScanArguments._fields)
     found = {name: _as_jax_takes_it(array) for name, array in arrays.items()}
     arguments = ScanArguments(**(dict.fromkeys(ScanArguments._fields) | found))
-    _check_needed(arguments)
+    _check(arguments)
     return IMPLEMENTATIONS[implementation].unsupported_reason(arguments, target_backend())
 
 
 def _as_jax_takes_it(array):
-    """NumPy's arrays may be of dtypes that JAX narrows."""
-    if not isinstance(array, np.ndarray):
+    """NumPy's arrays may be of dtypes that JAX narrows; None stays None."""
+    if array is None or isinstance(array, jax.Array | jax.ShapeDtypeStruct):
         return array
+    array = np.asarray(array)
     return jax.ShapeDtypeStruct(array.shape, canonicalize_dtype(array.dtype))
 
 
@@ -208,13 +214,9 @@ def _log_choice(backend: str, name: str, reasons: str) -> None:
     logger.info("selective_scan on %s: %s%s", backend, name, f" ({reasons})" if reasons else "")
 
 
-def _check_needed(arguments: ScanArguments) -> None:
+def _check(arguments: ScanArguments) -> None:
     for name in ("u", "delta", "A", "B", "C"):
         check_that(getattr(arguments, name) is not None, name, "an array", None)
-
-
-def _check(arguments: ScanArguments) -> None:
-    _check_needed(arguments)
     check_that(arguments.u.ndim == 3, "u", "[B, L, D]", f"shape {list(arguments.u.shape)}")
     check_that(arguments.A.ndim == 2, "A", "[D, N]", f"shape {list(arguments.A.shape)}")
     (batch, length, channels), state = arguments.u.shape, arguments.A.shape[1]

@@ -24,6 +24,11 @@ class ScanArguments(NamedTuple):
     delta_bias: jax.Array | None
     h0: jax.Array | None
 
+    def other_dtype(self, *known: str) -> str | None:
+        """The dtype of a sequence that is none of the known ones, or None."""
+        found = {str(x.dtype) for x in (self.u, self.delta, self.B, self.C, self.z) if x is not None}
+        return min(found - set(known), default=None)
+
     def with_float32_parameters(self) -> "ScanArguments":
         """A, D, delta_bias and h0 in float32, so that their gradients are summed over time in float32 too."""
         wide = {name: getattr(self, name) for name in ("A", "D", "delta_bias", "h0")}

@@ -36,7 +36,7 @@ def join_chunks(
     and `jax.lax.associative_scan` composes these maps. The adjoint's chunks compose likewise, with `reverse`
     the other way round.
 
-    Args:
+    Args, with states and channels in either order:
         ends: state after each chunk from a zero state, [B, chunks, N, D].
         spans: sum of delta over each chunk, [B, chunks, 1, D].
         A: [B, N, D], or [1, N, D] for all sequences.

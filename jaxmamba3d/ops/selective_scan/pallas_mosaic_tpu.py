@@ -56,9 +56,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     """Why this implementation cannot run a call, or None; on a CPU it runs interpreted, which is slow."""
     if backend == "gpu":
         return "it lowers through Mosaic, for TPUs"
-    sequences = (arguments.u, arguments.delta, arguments.B, arguments.C, arguments.z)
-    if other := {str(x.dtype) for x in sequences if x is not None} - {"float32", "bfloat16"}:
-        return f"it takes float32 and bfloat16, and not {min(other)}"
+    if other := arguments.other_dtype("float32", "bfloat16"):
+        return f"it takes float32 and bfloat16, and not {other}"
     channels, state = arguments.A.shape
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"

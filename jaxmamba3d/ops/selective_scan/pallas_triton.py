@@ -48,6 +48,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return "interpreted, it needs jax_enable_x64 unset"
     if old := older_gpu_than(OLDEST_CAPABILITY):
         return f"Triton needs an Ampere GPU or newer, and this one is of compute capability {old}"
+    if other := arguments.other_dtype("float16", "bfloat16", "float32", "float64"):
+        return f"it takes floats of 16 bits and more, and not {other}"
     state = arguments.A.shape[1]
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"

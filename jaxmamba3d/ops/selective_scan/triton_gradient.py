@@ -229,10 +229,10 @@ def _states(tile: Tile, block: _Block, k, add_states):
             g, g_A, g_token = retreat(g, token, A, decay(token.delta), h, None, g_y, g_A, form)
             found.append((g_token, kept))
         places = reversed(call.positions(strides - 1 - i))
-        for i, (g_token, kept) in zip(places, found, strict=True):
-            _add(rows.g_u, i, g_token.u, add_states)
-            _add(rows.g_step, i, g_token.delta, add_states)
-            add_column(out.B, memory.B, i, g_token.B, kept)
+        for place, (g_token, kept) in zip(places, found, strict=True):
+            _add(rows.g_u, place, g_token.u, add_states)
+            _add(rows.g_step, place, g_token.delta, add_states)
+            add_column(out.B, memory.B, place, g_token.B, kept)
         return g, g_A
 
     zero = jax.tree.map(jnp.zeros_like, A)
