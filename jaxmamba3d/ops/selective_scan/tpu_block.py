@@ -15,7 +15,7 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOption
 from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, Token
 from jaxmamba3d.ops.selective_scan.tpu_columns import line_sums, line_tokens, repeated, spread
 
-GROUP, INTERPRETED_GROUP = 32, 8
+GROUP, INTERPRETED_GROUP = 64, 8
 """Tokens that are unrolled at once: enough to keep all units at work while the first results are under way;
 of interpreted kernels, which take XLA the longer to compile, as few as a line of sums has."""
 
