@@ -51,7 +51,7 @@ def devices_for(batch_size: int, *, accumulate: int = 1, shard_parameters: int =
     devices = jax.devices()
     counts = range(shard_parameters, len(devices) + 1, shard_parameters)
     used = max((count for count in counts if at_once % count == 0), default=0)
-    wanted = f"of which a multiple is at most the {len(devices)} devices and divides {at_once} patches"
+    wanted = f"a number of the {len(devices)} devices, of which some multiple divides {at_once} patches"
     check_that(used > 0, "train.shard_parameters", wanted, shard_parameters)
     if jax.process_count() > 1:
         _check_axis(devices, shard_parameters)

@@ -97,7 +97,7 @@ def config_of(dataset, tmp_path, *, train=None, **data):
         (
             {"shard_parameters": 7},
             {},
-            r"^train\.shard_parameters must be a number of the 8 devices by",
+            r"^train\.shard_parameters must be a number of the 8 devices, of which",
         ),
     ],
 )

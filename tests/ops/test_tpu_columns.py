@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scan_contract import assert_like_reference, random_arguments
 
+from jaxmamba3d.ops.selective_scan import tpu_block
 from jaxmamba3d.ops.selective_scan.blocks import tpu_blocks
 from jaxmamba3d.ops.selective_scan.tpu_columns import line_sums, line_tokens, repeated, spread
 
@@ -59,3 +61,13 @@ def test_tiles_fill_four_registers(channels, states, expected):
     assert blocks.fold * blocks.tile <= 128
     assert blocks.chunk == 256
     assert tpu_blocks(1000, channels, states, old=True).chunk == 128
+
+
+def test_groups_of_a_tpu_give_what_those_of_the_interpreter_do(monkeypatch):
+    """Whole groups, and a rest."""
+    arguments = random_arguments(1, 2 * tpu_block.GROUP + 9, 8, 16)
+    assert_like_reference(arguments, "pallas_mosaic_tpu", 1e-5)
+    monkeypatch.setattr(tpu_block, "INTERPRETED_GROUP", tpu_block.GROUP)
+    jax.clear_caches()
+    assert_like_reference(arguments, "pallas_mosaic_tpu", 1e-5)
+    jax.clear_caches()

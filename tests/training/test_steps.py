@@ -200,7 +200,7 @@ def test_a_sharded_step_does_not_wait_inside_the_scan(net):
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"train\.accumulate must be a divisor of the batch size 8, got 3"):
         make_mesh(8, accumulate=3)
-    wanted = r"train\.shard_parameters must be a number of the 8 devices by which 6 patches divide, got 4"
+    wanted = r"train\.shard_parameters must be a number of the 8 devices, .* divides 6 patches, got 4"
     with pytest.raises(ValueError, match=wanted):
         make_mesh(6, shard_parameters=4)
 
