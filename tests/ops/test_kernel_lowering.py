@@ -237,7 +237,7 @@ chip, *shape = sys.argv[1].split()
 topology = topologies.get_topology_desc(platform="tpu", topology_name=chip)
 place = NamedSharding(Mesh(np.array(topology.devices[:1]), ("x",)), PartitionSpec())
 arguments = abstract_arguments(*map(int, shape), sys.argv[2], place)
-with compile_for("tpu"):
+with compile_for("tpu"), jax.default_matmul_precision("highest"):
     function = jax.jit(lambda a, y, h: forward_and_backward("pallas_mosaic_tpu", False, a, y, h))
     memory = function.lower(arguments, arguments["u"], arguments["h0"]).compile().memory_analysis()
 print("temporaries MB", memory.temp_size_in_bytes / 2**20)

@@ -48,7 +48,10 @@ def repeated(rows, height: int, fold: int, lanes: int, order: Sequence[int]) -> 
     part = lax.rem(lax.div(number, jnp.int32(height)), jnp.int32(fold))
     goes = (number < PARTS * fold * height) & (part == lax.div(lane, jnp.int32(lanes // fold)))
     product = jnp.dot(
-        alone.astype(jnp.bfloat16), goes.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+        alone.astype(jnp.bfloat16),
+        goes.astype(jnp.bfloat16),
+        precision=lax.Precision.DEFAULT,  # whatever the user's default is
+        preferred_element_type=jnp.float32,
     )
     return {i: product[k * height : (k + 1) * height] for k, i in enumerate(order)}
 
