@@ -48,7 +48,9 @@ TPU_WORKING_BYTES, TPU_VMEM_BYTES = 16 * 2**20, 60 * 2**20
 OLD_TPU_STATE_BYTES = 11 * 2**20
 """What states may take before v5, where a core has 16 MB."""
 TILES_A_TOKEN, WHOLE_STATES = 3, 5
+"""What VMEM holds of each token, and of all states."""
 MOST_FOLDS, TILE_STATES = 4, 32
+"""Of a tile at most; three numbers for each of its states fit into the lanes of a register."""
 
 _overrides: contextvars.ContextVar[dict[str, int]] = contextvars.ContextVar("overrides", default={})  # noqa: B039
 
