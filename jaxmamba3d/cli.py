@@ -321,15 +321,8 @@ def run_command(command) -> None:
     except MemoryError as error:
         _end(f"error: this does not fit into the machine's memory; {MEMORY_ADVICE} ({error})")
     except RuntimeError as error:
-        # By its name, because jax is not imported where nothing needed it.
-        if type(error).__name__ != "JaxRuntimeError":
-            _end_at_once(traceback.format_exc())
-            raise
-        first_line = str(error).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in str(error):
-            _end(f"error: this does not fit into the device's memory; {MEMORY_ADVICE} ({first_line})")
-        if any(sign in str(error) for sign in SIGNS_OF_ANOTHER_END) and _is_one_of_several():
-            _end(f"error: another process has ended, and says why; the same command resumes ({first_line})")
+        if reason := _reason_by_jax(error):
+            _end(f"error: {reason} ({str(error).splitlines()[0]})")
         _end_at_once(traceback.format_exc())
         raise
     except InterruptedTraining as error:
@@ -343,6 +336,18 @@ def run_command(command) -> None:
     except Exception:
         _end_at_once(traceback.format_exc())
         raise
+
+
+def _reason_by_jax(error: RuntimeError) -> str | None:
+    """What JAX's error means and what helps; None of other errors."""
+    # By its name, because jax is not imported where nothing needed it.
+    if type(error).__name__ != "JaxRuntimeError":
+        return None
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return f"this does not fit into the device's memory; {MEMORY_ADVICE}"
+    if any(sign in str(error) for sign in SIGNS_OF_ANOTHER_END) and _is_one_of_several():
+        return "another process has ended, and says why; the same command resumes"
+    return None
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:

@@ -64,8 +64,9 @@ def _read_described(folder: Path) -> Dataset:
     path = folder / DESCRIPTION
     description = read_description(path)
     content, channel_names = description.content, description.channel_names
-    reader = content.get("overwrite_image_reader_writer", READERS[0])
-    check_choice(f"overwrite_image_reader_writer of {path}", reader, READERS)
+    reader = content.get("overwrite_image_reader_writer")
+    if reader not in (None, "None"):  # either is nnU-Net's own choice
+        check_choice(f"overwrite_image_reader_writer of {path}", reader, READERS)
     if isinstance(content.get("training"), list):
         cases = _decathlon_cases(folder, content["training"], len(channel_names))
     elif isinstance(content.get("dataset"), dict):

@@ -82,6 +82,14 @@ def test_descriptions_that_cannot_be_used(tmp_path, changes, message):
         read_dataset(folder)
 
 
+@pytest.mark.parametrize("reader", [None, "None", "SimpleITKIO"])
+def test_readers_that_change_nothing(tmp_path, reader):
+    folder = write_nnunet(tmp_path / "data")
+    expected = read_dataset(folder)
+    change_json(folder / "dataset.json", overwrite_image_reader_writer=reader)
+    assert read_dataset(folder) == expected
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '"text"'])
 def test_a_description_that_is_no_json_object(tmp_path, text):
     (tmp_path / "dataset.json").write_text(text)

@@ -7,7 +7,7 @@ import pytest
 from scan_contract import assert_like_reference, random_arguments
 
 from jaxmamba3d.ops.selective_scan import tpu_block
-from jaxmamba3d.ops.selective_scan.blocks import tpu_blocks
+from jaxmamba3d.ops.selective_scan.blocks import override_blocks, tpu_blocks
 from jaxmamba3d.ops.selective_scan.tpu_columns import line_sums, line_tokens, repeated, spread
 
 SHAPES = [(8, 4), (16, 2), (32, 1), (8, 1), (24, 1), (8, 3)]
@@ -56,8 +56,7 @@ def test_lines_hold_the_sums_of_the_parts_of_the_lanes(height, fold):
 )
 def test_tiles_fill_four_registers(channels, states, expected):
     blocks = tpu_blocks(1000, channels, states, old=False)
-    assert (blocks.fold, blocks.height, blocks.state_tiles) == expected
-    assert blocks.fold * blocks.height * blocks.state_tiles >= states
+    assert (blocks.fold, blocks.height, blocks.state_tiles(states)) == expected
     assert blocks.fold * blocks.tile <= 128
     assert blocks.chunk == 256
     assert tpu_blocks(1000, channels, states, old=True).chunk == 128
@@ -71,3 +70,9 @@ def test_groups_of_a_tpu_give_what_those_of_the_interpreter_do(monkeypatch):
     jax.clear_caches()
     assert_like_reference(arguments, "pallas_mosaic_tpu", 1e-5)
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("sizes", [{"fold": 1}, {"height": 8}])
+def test_other_tiles_give_the_same(sizes):
+    with override_blocks(**sizes):
+        assert_like_reference(random_arguments(1, 20, 8, 40), "pallas_mosaic_tpu", 1e-5)

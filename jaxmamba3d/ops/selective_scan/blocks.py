@@ -169,21 +169,21 @@ class TpuBlocks:
         tile: channels of a block: 128, or all.
         fold: parts of a tile's states that lie side by side in registers, where channels leave lanes empty.
         height: states of such a part, whole registers.
-        state_tiles: tiles of `fold` times `height` states that all states make.
-        state_bytes: VMEM that states take.
     """
 
     chunk: int
     tile: int
     fold: int
     height: int
-    state_tiles: int
-    state_bytes: int
 
-    @property
-    def vmem_limit_bytes(self) -> int:
-        """VMEM that the kernels may take."""
-        return self.state_bytes + TPU_WORKING_BYTES
+    def state_tiles(self, states: int) -> int:
+        """Tiles of `fold` times `height` states that all states make."""
+        return math.ceil(states / (self.fold * self.height))
+
+    def state_bytes(self, channels: int, states: int) -> int:
+        """VMEM that states take."""
+        whole = WHOLE_STATES * self.state_tiles(states) * math.ceil(channels / LANES)
+        return 4 * LANES * self.height * (TILES_A_TOKEN * self.chunk + whole)
 
 
 def tpu_blocks(length: int, channels: int, states: int, *, old: bool) -> TpuBlocks:
@@ -193,9 +193,7 @@ def tpu_blocks(length: int, channels: int, states: int, *, old: bool) -> TpuBloc
     fold = max(1, side_by_side) if channels % SUBLANES == 0 else 1
     registers = math.ceil(states / (fold * SUBLANES))
     height = SUBLANES * min(registers, TILE_STATES // (fold * SUBLANES))
-    state_tiles = math.ceil(states / (fold * height))
-    rows = TILES_A_TOKEN * chunk * height + WHOLE_STATES * state_tiles * height * math.ceil(channels / LANES)
-    return _overridden(TpuBlocks(chunk, tile, fold, height, state_tiles, 4 * LANES * rows))
+    return _overridden(TpuBlocks(chunk, tile, fold, height))
 
 
 BLOCKS = {

@@ -22,7 +22,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxmamba3d.ops.backend import is_old_tpu
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
-from jaxmamba3d.ops.selective_scan.blocks import LANES, OLD_TPU_STATE_BYTES, TPU_VMEM_BYTES, tpu_blocks
+from jaxmamba3d.ops.selective_scan.blocks import (
+    LANES,
+    OLD_TPU_STATE_BYTES,
+    TPU_VMEM_BYTES,
+    TPU_WORKING_BYTES,
+    tpu_blocks,
+)
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
@@ -63,8 +69,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
     old = is_old_tpu()
     blocks = tpu_blocks(arguments.u.shape[1], channels, state, old=old)
-    too_old = old and blocks.state_bytes > OLD_TPU_STATE_BYTES
-    if too_old or blocks.vmem_limit_bytes > TPU_VMEM_BYTES:
+    taken = blocks.state_bytes(channels, state)
+    if (old and taken > OLD_TPU_STATE_BYTES) or taken + TPU_WORKING_BYTES > TPU_VMEM_BYTES:
         return f"{channels} channels of {state} states are more than its memory (VMEM) holds"
     return None
 
@@ -205,7 +211,7 @@ def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInp
         row = time_last(tile, lambda d: d)
     else:
         row = pl.BlockSpec((None, chunk, tile), lambda b, s, d: (b, call.stored_chunk(s, backward), d))
-    column = time_last(call.states, lambda d: 0)
+    column = time_last(call.filled_states, lambda d: 0)
     line = parameter(1)
     blocks = KernelInputs(row, row, parameter(*_rows(call)), column, column, line, row, line, row)
     return where_present(blocks, inputs)
@@ -213,7 +219,7 @@ def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInp
 
 def _rows(call: Call) -> tuple[int, int]:
     """Of a state: [state tiles, height]."""
-    return call.blocks.state_tiles, call.blocks.height
+    return call.state_tiles, call.blocks.height
 
 
 def _border_block(call: Call, backward: bool) -> pl.BlockSpec:
@@ -236,7 +242,7 @@ def _tiled(call: Call, *rows: int):
 
 def _token_scratch(call: Call) -> TokenScratch:
     row = pltpu.VMEM((call.blocks.chunk, call.lanes), jnp.float32)
-    column = pltpu.VMEM((call.blocks.state_tiles, call.blocks.chunk, LANES), jnp.float32)
+    column = pltpu.VMEM((call.state_tiles, call.blocks.chunk, LANES), jnp.float32)
     return TokenScratch(row, row, column, column)
 
 
@@ -269,7 +275,7 @@ def _run(call: Call, kernel, name: str, operands, out_shape, **options):
         interpret=call.options.interpret,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=call.blocks.vmem_limit_bytes,
+            vmem_limit_bytes=call.blocks.state_bytes(call.channels, call.states) + TPU_WORKING_BYTES,
         ),
         out_shape=results_like(out_shape, operands),
         **options,
@@ -277,9 +283,9 @@ def _run(call: Call, kernel, name: str, operands, out_shape, **options):
 
 
 def _call(options: KernelOptions, arguments: ScanArguments) -> Call:
-    batch, length, channels = arguments.u.shape
-    blocks = tpu_blocks(length, channels, arguments.A.shape[2], old=is_old_tpu())
-    return Call(options, batch, length, channels, blocks)
+    (batch, length, channels), states = arguments.u.shape, arguments.A.shape[2]
+    blocks = tpu_blocks(length, channels, states, old=is_old_tpu())
+    return Call(options, batch, length, channels, states, blocks)
 
 
 def _turned(call: Call, row):
@@ -291,7 +297,7 @@ def _inputs(call: Call, arguments: ScanArguments, g_out: jax.Array | None = None
     """u, delta, z and g_out [B, L, D], or with time last if narrow; B and C [B, N, L]; parameters folded."""
     inputs, fold = kernel_inputs(arguments, g_out), call.blocks.fold
     rows = {name: _turned(call, getattr(inputs, name)) for name in ("u", "delta", "z", "g_out")}
-    missing = call.states - arguments.A.shape[2]
+    missing = call.filled_states - call.states
     B, C = (jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, missing), (0, 0))) for x in (inputs.B, inputs.C))
     # What D adds to y belongs to one part of the states.
     D = None if inputs.D is None else jnp.pad(inputs.D, ((0, 0), (0, 0), (0, (fold - 1) * call.channels)))
@@ -327,11 +333,11 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
             pltpu.VMEM((call.blocks.chunk, call.lanes), jnp.float32),
         ],
     )
-    return _turned(call, y), unfolded(call, last_state, arguments.A.shape[2]), h_in
+    return _turned(call, y), unfolded(call, last_state), h_in
 
 
 def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
-    call, states = _call(options, arguments), arguments.A.shape[2]
+    call = _call(options, arguments)
     inputs, rows = _inputs(call, arguments, g_out), _rows(call)
     blocks = _input_blocks(call, inputs, True)
     tiled_state, tiled_line = _tiled(call, *rows), _tiled(call, 1)
@@ -365,10 +371,10 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
         out_specs=[specs],
         scratch_shapes=[_token_scratch(call), _gradient_scratch(call)],
     )
-    g_A, g_h0 = (unfolded(call, x, states) for x in (g.A, g.h0))
+    g_A, g_h0 = (unfolded(call, x) for x in (g.A, g.h0))
     g_u, g_delta, g_z = (_turned(call, x) for x in (g.u, g.delta, g.z))
     g_B, g_C = (
-        jnp.swapaxes(x, 1, 2)[..., :states].astype(y.dtype)
+        jnp.swapaxes(x, 1, 2)[..., : call.states].astype(y.dtype)
         for x, y in ((g.B, arguments.B), (g.C, arguments.C))
     )
     return ScanArguments(

@@ -28,6 +28,7 @@ class Call:
     batch: int
     length: int
     channels: int
+    states: int
     blocks: TpuBlocks
 
     @property
@@ -45,20 +46,24 @@ class Call:
 
     @property
     def tile_states(self) -> int:
-        """States of a tile, those that fill up its rows among them."""
+        """States of a tile."""
         return self.blocks.fold * self.blocks.height
 
     @property
-    def states(self) -> int:
-        """States of all tiles."""
-        return self.blocks.state_tiles * self.tile_states
+    def state_tiles(self) -> int:
+        return self.blocks.state_tiles(self.states)
+
+    @property
+    def filled_states(self) -> int:
+        """States of all tiles, those that fill up the last one among them."""
+        return self.state_tiles * self.tile_states
 
     def for_each_state_tile(self, body) -> None:
         """body(state tile), one after another."""
-        if self.blocks.state_tiles == 1:
+        if self.state_tiles == 1:
             body(0)
         else:
-            pl.loop(0, self.blocks.state_tiles)(body)
+            pl.loop(0, self.state_tiles)(body)
 
     @property
     def group(self) -> int:
@@ -80,18 +85,18 @@ def untiled(call: Call, array: jax.Array) -> jax.Array:
 def folded(call: Call, array: jax.Array) -> jax.Array:
     """[..., D, N] -> [..., state tiles, height, fold D], 0 where states fill up a tile."""
     *outer, channels, states = array.shape
-    filled = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, call.states - states)])
-    state_tiles, height = call.blocks.state_tiles, call.blocks.height
+    filled = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, call.filled_states - states)])
+    state_tiles, height = call.state_tiles, call.blocks.height
     parts = filled.reshape(*outer, channels, state_tiles, call.blocks.fold, height)
     parts = jnp.moveaxis(parts, -4, -1)  # [..., state tiles, fold, height, D]
     return jnp.swapaxes(parts, -3, -2).reshape(*outer, state_tiles, height, -1)
 
 
-def unfolded(call: Call, array: jax.Array, states: int) -> jax.Array:
+def unfolded(call: Call, array: jax.Array) -> jax.Array:
     """[B, tiles, state tiles, height, lanes] -> [B, D, N]."""
     parts = jnp.swapaxes(untiled(call, array), 2, 3)  # [B, state tiles, fold, height, D]
-    joined = parts.reshape(call.batch, call.states, call.channels)
-    return jnp.swapaxes(joined, 1, 2)[..., :states]
+    joined = parts.reshape(call.batch, call.filled_states, call.channels)
+    return jnp.swapaxes(joined, 1, 2)[..., : call.states]
 
 
 def read_rows(call: Call, ref, backward: bool):
@@ -192,7 +197,7 @@ class TokenScratch(NamedTuple):
         self.delta[...] = steps_of(call, backward, delta, read_tile(call, refs.delta_bias, pl.program_id(2)))
         for scratch, ref in ((self.B, refs.B), (self.C, refs.C)):
             columns = read_columns(call, ref, backward)
-            for i in range(call.blocks.state_tiles):
+            for i in range(call.state_tiles):
                 scratch[i] = spread(columns[i * call.tile_states :][: call.tile_states])
         return u, delta
 

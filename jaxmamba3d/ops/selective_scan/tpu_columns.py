@@ -18,7 +18,7 @@ PARTS = 3
 def spread(columns):
     """Columns of tokens [N, T] float32 -> [T, 128], three numbers for each, of which bfloat16 holds all bits.
 
-    N is at most a fourth of the lanes. Of a number that is not finite some parts are none, which other parts
+    N is at most a third of the lanes. Of a number that is not finite some parts are none, which other parts
     of the lanes see, too.
     """
     high = _rounded(columns)
