@@ -10,6 +10,7 @@ from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.config import NetConfig
 from jaxmamba3d.nn import Conv3D, ConvNorm, LayerNorm, ResidualBlock, Upsample3D
 from jaxmamba3d.nn.conv import activation
+from jaxmamba3d.ops.packing import Packing, pack, side_by_side, unpack
 from jaxmamba3d.ops.scan_orders import to_tokens, to_volume
 
 MixerFactory = Callable[[int], nnx.Module]
@@ -95,9 +96,9 @@ class UNet3D(nnx.Module):
         *skips, x = skips
         logits = []
         for upsampler, blocks, head in zip(self.upsamplers, self.decoder, self.heads, strict=True):
-            x = blocks(jnp.concatenate([upsampler(x), skips.pop()], axis=-1))
+            x = blocks(upsampler(x), skips.pop())
             if self.config.deep_supervision or not skips:
-                logits.insert(0, head(x))
+                logits.insert(0, _side_by_side(head, x, x.shape[-1]))
         return tuple(logits) if self.config.deep_supervision else logits[0]
 
     def encode(self, x: jax.Array) -> list[jax.Array]:
@@ -107,7 +108,7 @@ class UNet3D(nnx.Module):
         for axis, size, stride in zip("XYZ", x.shape[1:4], self.config.total_stride, strict=True):
             wanted = f"divisible by {stride}, the product of the strides {self.config.strides}"
             check_that(size % stride == 0, f"size of x along {axis}", wanted, size)
-        x = activation(self.stem(x.astype(self.config.dtype)))
+        x = _side_by_side(self._stem, x.astype(self.config.dtype), self.config.features[0])
         skips = []
         for stage, blocks in enumerate(self.encoder):
             x = blocks(x)
@@ -115,3 +116,12 @@ class UNet3D(nnx.Module):
             skips.append(mixed)
             x = x if self.mix_skips_only else mixed
         return skips
+
+    def _stem(self, x, packing):
+        return activation(self.stem(x, packing))
+
+
+def _side_by_side(layer, x: jax.Array, channels: int) -> jax.Array:
+    """layer(x) with as many voxels side by side as suit so many channels."""
+    voxels = side_by_side(channels, x.shape[2])
+    return unpack(layer(pack(x, voxels), Packing(voxels, voxels)), voxels)

@@ -1,5 +1,7 @@
 """Convolution layers of the U-Net, channels last, and its residual block."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,12 +14,14 @@ from jaxmamba3d.config import Triple
 from jaxmamba3d.nn.initializers import LEAKY_SLOPE, he_normal, he_normal_transposed
 from jaxmamba3d.nn.norm import InstanceNorm
 from jaxmamba3d.ops.conv3d import average_pool3d, conv3d, upsample3d
+from jaxmamba3d.ops.packing import UNPACKED, Packing, pack, side_by_side, unpack
 
 
 class Conv3D(nnx.Module):
     """3D convolution with (k - 1) // 2 zeros around each axis, He-normal kernel and zero bias.
 
     [B, X, Y, Z, in_features] -> [B, X / stride, Y / stride, Z / stride, out_features].
+    With voxels side by side, and of several parts: see `conv3d`.
     """
 
     def __init__(
@@ -37,12 +41,11 @@ class Conv3D(nnx.Module):
         self.kernel = nnx.Param(he_normal()(rngs.params(), shape, param_dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        _check_input(x, self.kernel)
+    def __call__(self, x: jax.Array, packing: Packing = UNPACKED, parts: int = 1) -> jax.Array:
+        _check_input(x, self.kernel, packing)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        y = conv3d(x, kernel, self.strides)
-        return y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)
+        return _add(conv3d(x, kernel, self.strides, packing, parts), bias, packing)
 
 
 class Upsample3D(nnx.Module):
@@ -67,14 +70,25 @@ class Upsample3D(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        _check_input(x, self.kernel)
+        _check_input(x, self.kernel, UNPACKED)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        y = upsample3d(x, kernel)
-        return y + lax.broadcast_to_rank(bias, y.ndim)
+        packing = self._packing(x)
+        y = upsample3d(pack(x, packing.before), kernel, packing)
+        return unpack(_add(y, bias, packing), packing.after)
+
+    def _packing(self, x: jax.Array) -> Packing:
+        size, features = self.kernel.shape[1], self.kernel.shape[-1]
+        after = side_by_side(features, x.shape[2] * size)
+        return UNPACKED if after % size else Packing(after // size, after)
 
 
-def _check_input(x: jax.Array, kernel: nnx.Param) -> None:
-    check_shape("x", x, "[B, X, Y, Z, in_features]", (None, None, None, None, kernel.shape[-2]))
+def _check_input(x: jax.Array, kernel: nnx.Param, packing: Packing) -> None:
+    channels = packing.before * kernel.shape[-2]
+    check_shape("x", x, "[B, X, Y, Z, in_features]", (None, None, None, None, channels))
+
+
+def _add(y: jax.Array, bias: jax.Array | None, packing: Packing) -> jax.Array:
+    return y if bias is None else y + lax.broadcast_to_rank(jnp.tile(bias, packing.after), y.ndim)
 
 
 class ConvNorm(nnx.Module):
@@ -97,8 +111,8 @@ class ConvNorm(nnx.Module):
         )
         self.norm = InstanceNorm(out_features, zero_init=zero_init)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(self.conv(x))
+    def __call__(self, x: jax.Array, packing: Packing = UNPACKED, parts: int = 1) -> jax.Array:
+        return self.norm(self.conv(x, packing, parts), packing.after)
 
 
 def activation(x: jax.Array) -> jax.Array:
@@ -127,7 +141,7 @@ class ResidualBlock(nnx.Module):
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        self.strides = tuple(strides)
+        self.strides, self.out_features = tuple(strides), out_features
         self.conv1 = ConvNorm(in_features, out_features, kernel_size, strides, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(out_features, out_features, kernel_size, zero_init=True, dtype=dtype, rngs=rngs)
         project = in_features != out_features
@@ -135,10 +149,20 @@ class ResidualBlock(nnx.Module):
             ConvNorm(in_features, out_features, use_bias=False, dtype=dtype, rngs=rngs) if project else None
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv2(activation(self.conv1(x)))
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """One volume, or several of as many channels that are joined."""
+        packing = self._packing(parts[0])
+        inside = Packing(packing.after, packing.after)
+        x = jnp.concatenate([pack(part, packing.before) for part in parts], axis=-1)
+        y = self.conv2(activation(self.conv1(x, packing, len(parts))), inside)
         if self.strides != (1, 1, 1):
-            x = average_pool3d(x, self.strides)
+            x, packing = average_pool3d(x, self.strides, packing), inside
         if self.shortcut is not None:
-            x = self.shortcut(x)
-        return activation(y + x)
+            x = self.shortcut(x, packing, len(parts))
+        return unpack(activation(y + x), inside.after)
+
+    def _packing(self, part: jax.Array) -> Packing:
+        size, channels = part.shape[2], part.shape[-1]
+        stride = self.strides[1]
+        after = side_by_side(self.out_features, -(-size // stride))
+        return Packing(math.gcd(side_by_side(channels, size), stride * after), after)

@@ -1,5 +1,7 @@
 """Normalisation layers; statistics are float32 whatever the input is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,21 +24,32 @@ class InstanceNorm(nnx.Module):
         self.scale = nnx.Param(jnp.full((features,), 0 if zero_init else 1, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        check_shape("x", x, "[B, X, Y, Z, features]", (None, None, None, None, self.features))
+    def __call__(self, x: jax.Array, voxels: int = 1) -> jax.Array:
+        """As above, of volumes of which so many voxels lie side by side; see `packing`."""
+        check_shape("x", x, "[B, X, Y, Z, features]", (None, None, None, None, voxels * self.features))
         check_floating("x", x)
-        return _normalized(x, self.scale[...], self.bias[...])
+        scale, bias = (jnp.tile(param[...], voxels) for param in (self.scale, self.bias))
+        return _normalized(voxels, x, scale, bias)
 
 
-@jax.checkpoint
-def _normalized(x, scale, bias):
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _normalized(voxels, x, scale, bias):
     """Keeps x for the backward pass, in its own dtype, and not the float32 values in between."""
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
-    variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
+    mean = _channel_means(wide, voxels)
+    variance = _channel_means(jnp.square(wide - mean), voxels)
     scale, bias = (lax.broadcast_to_rank(param, x.ndim) for param in (scale, bias))
     factor = lax.rsqrt(variance + 1e-5) * scale
     return ((wide - mean) * factor + bias).astype(x.dtype)
+
+
+def _channel_means(x, voxels):
+    """Over all voxels, for each of those that lie side by side: [B, 1, 1, 1, voxels features]."""
+    means = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+    if voxels == 1:
+        return means
+    parts = means.reshape(*means.shape[:-1], voxels, -1)
+    return jnp.tile(jnp.mean(parts, axis=-2), voxels)
 
 
 class LayerNorm(nnx.LayerNorm):

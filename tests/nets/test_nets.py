@@ -17,6 +17,7 @@ from tolerances import assert_close
 
 from jaxmamba3d.losses import segmentation_loss
 from jaxmamba3d.nets import NetConfig, abstract_net, build_net, load_official_weights, to_official_weights
+from jaxmamba3d.ops.backend import compile_for
 
 OFFICIAL = {
     "segmamba": "SegMamba",
@@ -73,11 +74,13 @@ def channels_last(array):
     return np.moveaxis(array, 1, -1)
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_equals_the_official_network(name):
+@pytest.mark.parametrize(("name", "backend"), [*((name, None) for name in OFFICIAL), ("segmambaskip", "tpu")])
+def test_equals_the_official_network(name, backend):
+    """As it is built for TPUs, too, but for the scan."""
     folder, prefix = recording(name)
     io = golden_arrays(folder / f"{prefix}_io.npz")
-    net = abstract_net(dataclasses.replace(SMALL, name=name))
+    scan = "xla_sequential" if backend else None
+    net = abstract_net(dataclasses.replace(SMALL, name=name, scan_implementation=scan))
     load_official_weights(net, load_file(folder / f"{prefix}_unique.safetensors"))
 
     @nnx.jit
@@ -90,7 +93,8 @@ def test_equals_the_official_network(name):
 
         return nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True)(net, x)
 
-    (loss, (outputs, skips)), (gradients, input_gradient) = evaluate(net, channels_last(io["input"]))
+    with compile_for(backend):
+        (loss, (outputs, skips)), (gradients, input_gradient) = evaluate(net, channels_last(io["input"]))
     assert len(outputs) == 2
     for kind, arrays in (("out", outputs), ("skip", skips)):
         for i, array in enumerate(arrays):
