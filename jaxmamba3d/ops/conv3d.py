@@ -41,7 +41,8 @@ def conv3d(
         [B, X / stride, Y / stride, Z / stride, C_out] in x's dtype, sizes rounded up.
 
     Raises:
-        ValueError: x is of another shape or not floating, or a size of the kernel is even.
+        ValueError: x is of another shape or not floating, a size of the kernel is even, or the packing does
+            not fit the stride.
 
     Source: `torch.nn.Conv3d` with padding (k - 1) // 2.
     """

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmamba3d.checks import check_that
 from jaxmamba3d.ops.backend import target_backend
 
 LANES = 128
@@ -74,30 +75,40 @@ def packed_kernel(
         padding: zeros before the first voxel along Y.
         packing: of the volumes; `before` divides `stride after`.
         parts: volumes of C channels, packed each by itself, that are joined to the one convolved.
+
+    Raises:
+        ValueError: `before` does not divide `stride after`.
     """
     before, after = packing
+    fits = stride * after % before == 0
+    check_that(fits, "packing.before", f"a divisor of {stride * after}, stride times packing.after", before)
     if packing == UNPACKED:
         return PackedKernel(kernel, stride, padding)
     kx, ky, kz, channels, channels_out = kernel.shape
-    # Output voxel o of a row sees, through the kernel's plane k, this voxel of the rows taken.
-    voxel = stride * np.arange(after)[:, None] + np.arange(ky) - padding
-    row, inner = np.divmod(voxel, before)
-    first = row.min()
+    # Voxel o of a row that comes out sees, through plane k of the kernel, one voxel of a row that goes in.
+    o, k = np.indices((after, ky))
+    row, inner = np.divmod(stride * o + k - padding, before)
+    first = int(row.min())
     sees = np.zeros((ky, row.max() - first + 1, before, after), bool)
-    for o, k in np.ndindex(voxel.shape):
-        sees[k, row[o, k] - first, inner[o, k], o] = True
+    sees[k, row - first, inner, o] = True
     planes = kernel.reshape(kx, ky, 1, kz, parts, 1, channels // parts, 1, channels_out)
     packed = sum(
         jnp.where(sees[k][:, None, None, :, None, :, None], planes[:, k], 0) for k in range(ky)
     )  # [KX, T, KZ, parts, before, C, after, C_out]
     shape = kx, sees.shape[1], kz, before * channels, after * channels_out
-    return PackedKernel(packed.reshape(shape), stride * after // before, -int(first))
+    return PackedKernel(packed.reshape(shape), stride * after // before, -first)
 
 
 def packed_upsampling_kernel(kernel: jax.Array, voxels: int) -> jax.Array:
-    """The kernel [KX, KY, KZ, C, C_out] of a transposed convolution whose stride is its size, for volumes of
-    which so many voxels lie side by side, and KY times as many in the result: [KX, 1, KZ, voxels C, voxels KY
-    C_out]."""
+    """The kernel of a transposed convolution whose stride is its size, for packed volumes.
+
+    Args:
+        kernel: [KX, KY, KZ, C, C_out].
+        voxels: side by side in what goes in; KY times as many are in what comes out.
+
+    Returns:
+        [KX, 1, KZ, voxels C, voxels KY C_out].
+    """
     if voxels == 1 and kernel.shape[1] == 1:
         return kernel
     kx, ky, kz, channels, channels_out = kernel.shape

@@ -102,3 +102,8 @@ def test_instance_norm():
         return norm(x, packing.after)
 
     assert_packed_equals_unpacked(normalise, Packing(4, 4), [normal(2, 2, 8, 3, 3)])
+
+
+def test_a_packing_that_the_stride_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"packing\.before must be a divisor of 2, stride times .*, got 4"):
+        conv3d(jnp.zeros((1, 4, 2, 4, 8)), jnp.zeros((3, 3, 3, 2, 2)), (2, 2, 2), Packing(4, 1))
