@@ -1,5 +1,7 @@
 """Rotation, scaling and crop, against batchgeneratorsv2's results and against scipy in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,13 @@ from golden_data import golden_arrays
 from scipy import ndimage
 from tolerances import assert_close, rounding
 
-from jaxmamba3d.augment.interpolation import _majority, resample_affine
+from jaxmamba3d.augment.interpolation import (
+    _majority,
+    _resample,
+    read_in_pairs,
+    read_one_by_one,
+    resample_affine,
+)
 from jaxmamba3d.augment.spatial import affine_matrix, central_crop
 from jaxmamba3d.labels import OUTSIDE
 
@@ -119,6 +127,27 @@ def test_scales_above_one_make_objects_smaller():
         for scale in (0.75, 1.0, 1.5)
     ]
     assert voxels == [8**3, 6**3, 4**3]
+
+
+@pytest.mark.parametrize("within_slices", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_neighbours_in_pairs_are_those_one_by_one(channels, within_slices):
+    """The form for TPUs, also where points lie beyond the volume."""
+    random = np.random.default_rng(0)
+    shape = (10, 12, 14)
+    size = (shape[0] if within_slices else 9, 11, 12)
+    image = random.standard_normal((*shape, channels)).astype(np.float32)
+    label = random.integers(OUTSIDE, 4, shape).astype(np.int16)
+    angles = np.array([0.5, 0, 0] if within_slices else [0.5, 0.2, -0.4], np.float32)
+    matrix = affine_matrix(jnp.asarray(angles), jnp.array([1, 1.4, 1.4]))
+
+    def moved_by(read):
+        options = {"size": size, "within_slices": within_slices, "read": read}
+        return jax.jit(functools.partial(_resample, **options))(image, label, matrix)
+
+    for found, expected in zip(moved_by(read_in_pairs), moved_by(read_one_by_one), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert 0.1 < np.mean(expected == OUTSIDE) < 0.9
 
 
 def test_memory_is_a_plane_at_a_time():
