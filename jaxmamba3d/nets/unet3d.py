@@ -98,7 +98,7 @@ class UNet3D(nnx.Module):
         for upsampler, blocks, head in zip(self.upsamplers, self.decoder, self.heads, strict=True):
             x = blocks(upsampler(x), skips.pop())
             if self.config.deep_supervision or not skips:
-                logits.insert(0, _side_by_side(head, x, x.shape[-1]))
+                logits.insert(0, _packed(head, x, x.shape[-1]))
         return tuple(logits) if self.config.deep_supervision else logits[0]
 
     def encode(self, x: jax.Array) -> list[jax.Array]:
@@ -108,7 +108,7 @@ class UNet3D(nnx.Module):
         for axis, size, stride in zip("XYZ", x.shape[1:4], self.config.total_stride, strict=True):
             wanted = f"divisible by {stride}, the product of the strides {self.config.strides}"
             check_that(size % stride == 0, f"size of x along {axis}", wanted, size)
-        x = _side_by_side(self._stem, x.astype(self.config.dtype), self.config.features[0])
+        x = _packed(self._stem, x.astype(self.config.dtype), self.config.features[0])
         skips = []
         for stage, blocks in enumerate(self.encoder):
             x = blocks(x)
@@ -121,7 +121,7 @@ class UNet3D(nnx.Module):
         return activation(self.stem(x, packing))
 
 
-def _side_by_side(layer, x: jax.Array, channels: int) -> jax.Array:
+def _packed(layer, x: jax.Array, channels: int) -> jax.Array:
     """layer(x) with as many voxels side by side as suit so many channels."""
     voxels = side_by_side(channels, x.shape[2])
     return unpack(layer(pack(x, voxels), Packing(voxels, voxels)), voxels)

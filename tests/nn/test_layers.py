@@ -189,6 +189,20 @@ def test_gradients_over_devices(form, in_one_call):
     assert_the_gradient_of_one_device(loss, params, x, form, 1e-5)
 
 
+@needs_two_devices
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_packed_blocks_over_devices(form):
+    block = ResidualBlock(6, 4, (3, 3, 3), (1, 2, 2), rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(block)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 8, 4, 6)), jnp.float32)
+
+    def loss(params, x):
+        return jnp.sum(nnx.merge(graphdef, params)(x[..., :3], x[..., 3:]) ** 2)
+
+    with compile_for("tpu"):
+        assert_the_gradient_of_one_device(loss, params, x, form, 1e-5)
+
+
 def test_orders_go_in_one_call_where_one_leaves_a_gpu_idle():
     block = MultiOrderMambaBlock(32, d_state=8, rngs=nnx.Rngs(0))
 
