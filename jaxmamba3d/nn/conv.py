@@ -149,9 +149,14 @@ class ResidualBlock(nnx.Module):
             ConvNorm(in_features, out_features, use_bias=False, dtype=dtype, rngs=rngs) if project else None
         )
 
-    def __call__(self, *parts: jax.Array) -> jax.Array:
-        """One volume, or several of as many channels that are joined."""
-        packing = self._packing(parts[0])
+    def __call__(self, x: jax.Array, *others: jax.Array) -> jax.Array:
+        """Of one volume, or of several with as many channels each, which are joined."""
+        parts = x, *others
+        in_features = self.conv1.conv.kernel.shape[-2]
+        for part in parts:
+            shape = None, None, None, None, in_features // len(parts)
+            check_shape("x", part, "[B, X, Y, Z, in_features]", shape)
+        packing = self._packing(x)
         inside = Packing(packing.after, packing.after)
         x = jnp.concatenate([pack(part, packing.before) for part in parts], axis=-1)
         y = self.conv2(activation(self.conv1(x, packing, len(parts))), inside)

@@ -11,6 +11,9 @@ DATA_AXIS, PARAMETER_AXIS = "data", "parameters"
 BATCH_AXES = (DATA_AXIS, PARAMETER_AXIS)
 """The mesh axes over which batches are shared out; over the second one parameters may be, too."""
 
+LANES, SUBLANES = 128, 8
+"""Of a register of TPUs."""
+
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_backend", default=None)
 
 

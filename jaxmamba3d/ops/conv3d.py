@@ -126,6 +126,8 @@ def average_pool3d(x: jax.Array, window: Triple, packing: Packing = UNPACKED) ->
 
     Raises:
         ValueError: a size does not divide by the window's.
+
+    Numerics: on TPUs those of a matrix product.
     """
     sizes = x.shape[1], x.shape[2] * packing.before, x.shape[3]
     for name, size, width in zip("XYZ", sizes, window, strict=True):

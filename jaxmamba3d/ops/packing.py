@@ -14,10 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.ops.backend import target_backend
-
-LANES = 128
-"""Channels that a TPU works on at once."""
+from jaxmamba3d.ops.backend import LANES, target_backend
 
 
 class Packing(NamedTuple):

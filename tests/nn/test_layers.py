@@ -120,6 +120,7 @@ def test_axis_orders_can_be_chosen_and_are_checked():
         (MultiOrderMambaBlock, (1, 2, 2, 2, 6), r"x must have shape \[B, X, Y, Z, in_features\]"),
         (functools.partial(Conv3D, out_features=3), (4, 4, 4, 8), r"\[B, X, Y, Z, in_features\] = \[any, "),
         (functools.partial(Upsample3D, out_features=3, size=(2, 2, 2)), (1, 4, 4, 4, 3), "in_features"),
+        (functools.partial(ResidualBlock, out_features=3, kernel_size=(3, 3, 3)), (4, 8), r"\[B, X, Y, Z, "),
         (lambda features, rngs: InstanceNorm(features), (4, 4, 4, 8), r"\[B, X, Y, Z, features\]"),
         (lambda features, rngs: InstanceNorm(features), (1, 4, 4, 4, 1), r"\[B, X, Y, Z, features\]"),
         (LayerNorm, (2, 3), r"x must be \[\.\.\., 8\], got shape \[2, 3\]"),

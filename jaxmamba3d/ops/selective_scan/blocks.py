@@ -27,6 +27,7 @@ import math
 from collections.abc import Iterator
 
 from jaxmamba3d.checks import check_choice, check_count, check_that
+from jaxmamba3d.ops.backend import LANES, SUBLANES
 
 WARP = 32
 FORWARD_NUMBERS, GRADIENT_NUMBERS = 32, 16
@@ -42,7 +43,6 @@ WARPGROUP_TILE = 64
 """What the layout of the registers wants."""
 LONGEST_STEP, STEP_STATES = 8, 256
 KEPT_STATE_BYTES = 64 * 2**10
-LANES, SUBLANES = 128, 8
 TPU_WORKING_BYTES, TPU_VMEM_BYTES = 16 * 2**20, 60 * 2**20
 """For all else, and what a core has from v5 on, a little of it left to the compiler."""
 OLD_TPU_STATE_BYTES = 11 * 2**20

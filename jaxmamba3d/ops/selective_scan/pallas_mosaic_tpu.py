@@ -20,10 +20,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxmamba3d.ops.backend import is_old_tpu
+from jaxmamba3d.ops.backend import LANES, is_old_tpu
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import (
-    LANES,
     OLD_TPU_STATE_BYTES,
     TPU_VMEM_BYTES,
     TPU_WORKING_BYTES,

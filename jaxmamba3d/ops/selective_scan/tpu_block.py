@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from jaxmamba3d.ops.backend import LANES
 from jaxmamba3d.ops.selective_scan.arguments import step_size
-from jaxmamba3d.ops.selective_scan.blocks import LANES, TpuBlocks
+from jaxmamba3d.ops.selective_scan.blocks import TpuBlocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
 from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, Token
 from jaxmamba3d.ops.selective_scan.tpu_columns import line_sums, line_tokens, repeated, spread

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmamba3d.ops.selective_scan.blocks import LANES, SUBLANES
+from jaxmamba3d.ops.backend import LANES, SUBLANES
 
 PARTS = 3
 """Numbers of bfloat16 in one of float32."""
