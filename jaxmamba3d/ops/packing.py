@@ -106,8 +106,6 @@ def packed_upsampling_kernel(kernel: jax.Array, voxels: int) -> jax.Array:
     Returns:
         [KX, 1, KZ, voxels C, voxels KY C_out].
     """
-    if voxels == 1 and kernel.shape[1] == 1:
-        return kernel
     kx, ky, kz, channels, channels_out = kernel.shape
     own = np.eye(voxels, dtype=bool)[:, None, :, None, None]
     blocks = jnp.where(own, jnp.moveaxis(kernel, 1, 3)[:, :, None, :, None], 0)
