@@ -41,17 +41,18 @@ from jaxmamba3d.ops.selective_scan.tpu_block import (
     Call,
     LineScratch,
     TokenScratch,
+    add_sums,
     folded,
-    order_of,
     read_rows,
     read_tile,
+    registers_of,
     row_block,
     steps_of,
     unfolded,
     untiled,
     walk,
 )
-from jaxmamba3d.ops.selective_scan.tpu_columns import line_tokens
+from jaxmamba3d.ops.selective_scan.tpu_sums import line_tokens
 from jaxmamba3d.ops.varying import results_like
 
 LARGEST_STATE = 256
@@ -89,11 +90,12 @@ def _forward_kernel(
         decay = decay_of(read_tile(call, refs.A, tile, k))
 
         def group(first, count, h):
-            ys = [None] * count
-            for i, token in scratch.tokens(call, k, first, order_of(call, count)):
-                h = advance(h, token, decay(token.delta))
-                ys[i] = readout(h, token)
-            y_rows[pl.ds(first, count), :] += jnp.concatenate(ys, axis=0)
+            for register, tokens in scratch.tokens(call, k, first, count):
+                ys = {}
+                for i, token in tokens:
+                    h = advance(h, token, decay(token.delta))
+                    ys[i] = readout(h, token, PRODUCTS)
+                add_sums(y_rows, first, register, ys)
             return h
 
         state[tile, k] = last_ref[tile, k] = walk(call, group, h)
@@ -112,7 +114,7 @@ class _GradientScratch(NamedTuple):
     C: Any
     y: Any
     g_y: Any
-    g_token: TokenScratch
+    g_token: Token
     g: Any
 
 
@@ -138,31 +140,32 @@ def _gradient_kernel(
         decay = decay_of(A)
 
         def keep_states(first, count, h):
-            rows, states, tokens, ys = pl.ds(first, count), *([None] * count for _ in range(3))
-            for i, token in scratch.tokens(call, k, first, order_of(call, count)):
-                states[i], tokens[i] = h, token
-                h = advance(h, token, decay(token.delta))
-                ys[i] = readout(h, token)
-            own.states[rows] = jnp.stack(states)
-            own.B[rows], own.C[rows] = (jnp.stack([getattr(x, name) for x in tokens]) for name in "BC")
-            own.y[rows, :] += jnp.concatenate(ys, axis=0)
+            for register, tokens in scratch.tokens(call, k, first, count):
+                ys = {}
+                for i, token in tokens:
+                    own.states[first + i], own.B[first + i], own.C[first + i] = h, token.B, token.C
+                    h = advance(h, token, decay(token.delta))
+                    ys[i] = readout(h, token, PRODUCTS)
+                add_sums(own.y, first, register, ys)
             return h
 
         def gradients(first, count, carry):
             g, g_A, after = carry
-            rows = pl.ds(first, count)
-            u, delta, g_y = scratch.u[rows, :], scratch.delta[rows, :], own.g_y[rows, :]
-            B, C, states, found = own.B[rows], own.C[rows], own.states[rows], [None] * count
-            for i in order_of(call, count, backward=True):
-                token = Token(u[i : i + 1], delta[i : i + 1], B[i], C[i])
-                h, lasting = states[i], decay(token.delta)
-                g, g_A, found[i] = retreat(g, token, A, lasting, h, after, g_y[i : i + 1], g_A, PRODUCTS)
-                after = h
-            g_u, g_delta, g_B, g_C = zip(*found, strict=True)
-            own.g_token.u[rows, :] += jnp.concatenate(g_u, axis=0)
-            own.g_token.delta[rows, :] += jnp.concatenate(g_delta, axis=0)
-            own.g_token.B.put(k, first, g_B)
-            own.g_token.C.put(k, first, g_C)
+            for register in registers_of(call, count, backward=True):
+                g_u, g_delta, g_B, g_C = ({} for _ in range(4))
+                for i in register:
+                    row = pl.ds(first + i, 1)
+                    token = Token(
+                        scratch.u[row, :], scratch.delta[row, :], own.B[first + i], own.C[first + i]
+                    )
+                    h, lasting, g_y = own.states[first + i], decay(token.delta), own.g_y[row, :]
+                    g, g_A, g_token = retreat(g, token, A, lasting, h, after, g_y, g_A, PRODUCTS)
+                    g_u[i], g_delta[i], g_B[i], g_C[i] = g_token
+                    after = h
+                add_sums(own.g_token.u, first, register, g_u)
+                add_sums(own.g_token.delta, first, register, g_delta)
+                own.g_token.B.put(k, first + min(register), [g_B[i] for i in sorted(register)])
+                own.g_token.C.put(k, first + min(register), [g_C[i] for i in sorted(register)])
             return g, g_A, after
 
         last = walk(call, keep_states, read_tile(call, h_in_ref, tile, k))
@@ -242,7 +245,8 @@ def _tiled(call: Call, *rows: int):
 def _token_scratch(call: Call) -> TokenScratch:
     row = pltpu.VMEM((call.blocks.chunk, call.lanes), jnp.float32)
     column = pltpu.VMEM((call.state_tiles, call.blocks.chunk, LANES), jnp.float32)
-    return TokenScratch(row, row, column, column)
+    columns = pltpu.VMEM((call.state_tiles, call.tile_states, call.blocks.chunk), jnp.float32)
+    return TokenScratch(row, row, column, column, columns)
 
 
 def _gradient_scratch(call: Call) -> _GradientScratch:
@@ -261,7 +265,7 @@ def _gradient_scratch(call: Call) -> _GradientScratch:
         C=tiles,
         y=row,
         g_y=row,
-        g_token=TokenScratch(row, row, sums, sums),
+        g_token=Token(row, row, sums, sums),
         g=pltpu.VMEM((call.tiles, state_tiles, height, call.lanes), jnp.float32),
     )
 

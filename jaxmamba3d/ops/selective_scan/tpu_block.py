@@ -1,6 +1,6 @@
 """Blocks of the TPU kernels: how a call is cut, and how a block becomes the tokens that a kernel walks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,16 +9,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from jaxmamba3d.ops.backend import LANES
+from jaxmamba3d.ops.backend import LANES, SUBLANES
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import TpuBlocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
 from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, Token
-from jaxmamba3d.ops.selective_scan.tpu_columns import line_sums, line_tokens, repeated, spread
+from jaxmamba3d.ops.selective_scan.tpu_columns import repeated, spread
+from jaxmamba3d.ops.selective_scan.tpu_sums import line_sums, line_tokens, one_register, row_sums
 
-GROUP, INTERPRETED_GROUP = 64, 8
-"""Tokens that are unrolled at once: enough to keep all units at work while the first results are under way;
-of interpreted kernels, which take XLA the longer to compile, as few as a line of sums has."""
+GROUP, INTERPRETED_GROUP = 128, 8
+"""Tokens that are unrolled at once: enough to keep all units at work while the first results are under way,
+and a register's lanes of them; of interpreted kernels, which take XLA the longer to compile, as few as a line
+of sums has."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,10 @@ def read_rows(call: Call, ref, backward: bool):
         return None
     block = ref[...].astype(jnp.float32)
     rows = jnp.concatenate([block] * call.blocks.fold, axis=0).T if call.channels < LANES else block
-    return within_channels(call, pl.program_id(2), _within_sequence(call, rows, 0, backward))
+    return _within_channels(call, pl.program_id(2), _within_sequence(call, rows, 0, backward))
 
 
-def read_columns(call: Call, ref, backward: bool):
+def _read_columns(call: Call, ref, backward: bool):
     """A block of states as float32 [N, T], 0 beyond the sequence."""
     return _within_sequence(call, ref[...].astype(jnp.float32), 1, backward)
 
@@ -130,7 +132,7 @@ def _within_sequence(call: Call, value, axis: int, backward: bool):
     return jnp.where(first + lax.broadcasted_iota(jnp.int32, value.shape, axis) < call.length, value, 0.0)
 
 
-def within_channels(call: Call, tile, value):
+def _within_channels(call: Call, tile, value):
     """A tile with channels last, 0 beyond the channels."""
     if call.channels % call.blocks.tile == 0:
         return value
@@ -146,7 +148,7 @@ def steps_of(call: Call, backward: bool, delta, delta_bias):
 
 def read_tile(call: Call, ref, tile, state_tile=...):
     """A parameter or state of the tile's channels; None stays None."""
-    return None if ref is None else within_channels(call, tile, ref[state_tile])
+    return None if ref is None else _within_channels(call, tile, ref[state_tile])
 
 
 def walk(call: Call, body, carry, *, backward: bool = False):
@@ -167,44 +169,57 @@ def walk(call: Call, body, carry, *, backward: bool = False):
     return carry
 
 
-def order_of(call: Call, count: int, *, backward: bool = False):
-    return range(count - 1, -1, -1) if call.options.reverse != backward else range(count)
+def registers_of(call: Call, count: int, *, backward: bool = False) -> list[range]:
+    """The rows of each register of `count` rows, in scan order or against it."""
+    registers = [range(i, min(i + SUBLANES, count)) for i in range(0, count, SUBLANES)]
+    return [rows[::-1] for rows in registers[::-1]] if call.options.reverse != backward else registers
 
 
 class TokenScratch(NamedTuple):
     """A chunk in VMEM: rows of u and delta [T, lanes]; of B and C, for each tile of states, what
-    `tpu_columns.spread` makes of them [state tiles, T, 128]."""
+    `tpu_columns.spread` makes of them [state tiles, T, 128]; and B [state tiles, N, T]."""
 
     u: Any
     delta: Any
     B: Any
     C: Any
+    columns: Any
 
-    def tokens(self, call: Call, state_tile, first, order: Sequence[int]) -> Iterator[tuple[int, Token]]:
-        """(i, token `first` + i) in an order; columns are repeated over all lanes of a tile."""
-        rows, blocks = pl.ds(first, len(order)), call.blocks
-        u, delta = self.u[rows, :], self.delta[rows, :]
-        B, C = (
-            repeated(x[state_tile, rows, :], blocks.height, blocks.fold, call.lanes, order)
-            for x in (self.B, self.C)
-        )
-        for i in order:
-            yield i, Token(u[i : i + 1], delta[i : i + 1], B[i], C[i])
+    def tokens(self, call: Call, state_tile, first, count: int) -> Iterator[tuple[range, Iterator]]:
+        """For each register of rows, in scan order, the rows and (i, token `first` + i); columns are repeated
+        over all lanes of a tile."""
+        registers = registers_of(call, count)
+        order = [i for register in registers for i in register]
+        rows, form = pl.ds(first, count), (call.blocks.height, call.blocks.fold, call.lanes)
+        B = repeated(self.B[state_tile, rows, :], self.columns[state_tile, :, rows], *form, order)
+        C = repeated(self.C[state_tile, rows, :], None, *form, order)
+
+        def token(i):
+            row = pl.ds(first + i, 1)
+            return i, Token(self.u[row, :], self.delta[row, :], B[i], C[i])
+
+        for register in registers:
+            yield register, map(token, register)
 
     def fill(self, call: Call, refs: KernelInputs, backward: bool):
         """Reads a block; returns the rows of u and of the delta given."""
         u, delta = (read_rows(call, ref, backward) for ref in (refs.u, refs.delta))
         self.u[...] = u
         self.delta[...] = steps_of(call, backward, delta, read_tile(call, refs.delta_bias, pl.program_id(2)))
-        for scratch, ref in ((self.B, refs.B), (self.C, refs.C)):
-            columns = read_columns(call, ref, backward)
-            for i in range(call.state_tiles):
-                scratch[i] = spread(columns[i * call.tile_states :][: call.tile_states])
+        B, C = (_read_columns(call, ref, backward) for ref in (refs.B, refs.C))
+        for i in range(call.state_tiles):
+            own = slice(i * call.tile_states, (i + 1) * call.tile_states)
+            self.B[i], self.C[i], self.columns[i] = spread(B[own]), spread(C[own]), B[own]
         return u, delta
 
 
-PRODUCTS = CHANNELS_LAST._replace(over_channels=lambda tile: tile)
-"""Tiles whose sums over channels are left to `LineScratch`."""
+def add_sums(rows, first, register: range, tiles: dict):
+    """Adds the sums over the states of some tokens' tiles to their rows."""
+    rows[pl.ds(first + min(register), len(register)), :] += row_sums([tiles[i] for i in sorted(register)])
+
+
+PRODUCTS = CHANNELS_LAST._replace(over_states=one_register, over_channels=lambda tile: tile)
+"""Tiles whose sums over states are left to `row_sums`, and those over channels to `LineScratch`."""
 
 
 class LineScratch(NamedTuple):
