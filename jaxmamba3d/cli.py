@@ -346,7 +346,10 @@ def _reason_by_jax(error: RuntimeError) -> str | None:
     if "RESOURCE_EXHAUSTED" in str(error):
         return f"this does not fit into the device's memory; {MEMORY_ADVICE}"
     if any(sign in str(error) for sign in SIGNS_OF_ANOTHER_END) and _is_one_of_several():
-        return "another process has ended, and says why; the same command resumes"
+        return (
+            "another process has ended: its output says why, unless it was killed, maybe for lack of memory; "
+            "the same command resumes"
+        )
     return None
 
 

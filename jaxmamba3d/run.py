@@ -42,6 +42,7 @@ from jaxmamba3d.training import (
     read_saved,
     save_params,
 )
+from jaxmamba3d.training.processes import are_apart
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +96,10 @@ class Run:
             self._refuse(fold)
 
     def _refuse(self, fold: int):
+        advice = "set train.distributed for processes that belong together" if are_apart() else "wait for it"
         raise ValueError(
             f"output must be a run that no other process trains, got {self.folder}: {self.fold_folder(fold)} "
-            "is in use; wait for it, or name another output"
+            f"is in use; {advice}, or name another output"
         )
 
     def begun_folds(self) -> tuple[int, ...]:

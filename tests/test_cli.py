@@ -303,5 +303,5 @@ def test_the_end_of_another_process_is_said_in_one_sentence(monkeypatch, capsys)
         cli.run_command(wait)
     assert ended.value.code == 1
     printed = capsys.readouterr().err
-    assert "another process has ended, and says why; the same command resumes" in printed
+    assert "another process has ended: its output says why, unless it was killed" in printed
     assert "Traceback" not in printed

@@ -133,6 +133,12 @@ def orientation(geometry: Geometry) -> str:
     return "".join(map(str, nibabel.aff2axcodes(np.array(geometry["affine"]))))
 
 
+def upright(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """An array [..., Z, Y, X] of the file with Y to the front of the body, or up, for pictures that draw the
+    first row at the bottom."""
+    return np.flip(array, -2) if orientation(geometry)[1] in "PI" else array
+
+
 def contradiction(geometry: Geometry) -> str | None:
     """What an affine says against the spacing, which counts, or against right angles; None if nothing."""
     axes = np.array(geometry["affine"])[:3, :3]

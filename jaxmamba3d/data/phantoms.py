@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from jaxmamba3d.config import PhantomConfig
-from jaxmamba3d.files import folder_lock, write_json
+from jaxmamba3d.files import folder_lock, full_disks_named, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def write_phantom_dataset(folder: str | Path, config: PhantomConfig) -> None:
         if not folder.exists():
             unfinished = temporary / folder.name
             shutil.rmtree(unfinished, ignore_errors=True)  # what a process that was killed had begun
-            _write(unfinished, config)
+            with full_disks_named(folder):
+                _write(unfinished, config)
             unfinished.replace(folder)
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data import read_label, read_volume
 from jaxmamba3d.data.cases import ENDINGS
-from jaxmamba3d.data.nifti import Volume, misplacement
+from jaxmamba3d.data.nifti import Volume, misplacement, upright
 from jaxmamba3d.evaluation.error_maps import ComparisonCase
 from jaxmamba3d.evaluation.scored_models import ScoredModel
 from jaxmamba3d.wording import first_few
@@ -64,6 +64,7 @@ def read_comparison_cases(
     found = []
     for case in cases:
         volume = _read_channel(Path(images), case, channel)
+        image = volume.array[channel if len(volume.array) > 1 else 0]
         truth = _read_segmentation(_file_of(case, [Path(labels)]), volume)
         segmentations = {
             name: _read_segmentation(_file_of(case, folders, ADVICE), volume)
@@ -72,7 +73,7 @@ def read_comparison_cases(
         try:
             shown = ComparisonCase(
                 case,
-                volume.array[channel if len(volume.array) > 1 else 0],
+                upright(image, volume.geometry),
                 truth,
                 segmentations,
                 {model.name: model.mean_dice(case) for model in models},
@@ -100,7 +101,7 @@ def _read_segmentation(path: Path, image: Volume) -> np.ndarray:
     labels, geometry = read_label(path)
     if geometry["shape"] == image.geometry["shape"] and (distance := misplacement(geometry, image.geometry)):
         raise ValueError(f"{path} must lie where the image does, got voxels up to {distance:.3g} mm apart")
-    return labels
+    return upright(labels, image.geometry)
 
 
 def _file_of(case: str, folders: Sequence[Path], advice: str = "") -> Path:

@@ -13,7 +13,6 @@ from flax import nnx
 from jaxmamba3d.checks import check_choice, check_that
 from jaxmamba3d.data import Case, cases_in_folds, check_images, find_images, is_dataset, read_dataset
 from jaxmamba3d.evaluation import Postprocessing, apply_postprocessing
-from jaxmamba3d.experiment.epochs import read_epochs
 from jaxmamba3d.files import check_writable, folder_lock
 from jaxmamba3d.inference import WindowPredictor, make_net_predictor, predict_cases
 from jaxmamba3d.nets import abstract_net
@@ -24,6 +23,7 @@ from jaxmamba3d.training import (
     is_imported,
     is_main_process,
     memory_limit,
+    read_saved,
     restore_params,
 )
 
@@ -65,9 +65,10 @@ def folds_to_predict(run: Run) -> tuple[int, ...]:
     epochs = run.config.train.epochs
     partly = {}
     for fold in trained:
-        found = read_epochs(run.fold_folder(fold))
-        done = 0 if found is None else found.done
-        if done < epochs and not is_imported(run.checkpoints(fold)):
+        if is_imported(run.checkpoints(fold)):
+            continue
+        done = read_saved(run.checkpoints(fold)).position.epoch
+        if done < epochs:
             partly[fold] = f"fold {fold}, trained for {done} of {epochs} epochs"
     if not partly:
         return trained

@@ -20,7 +20,7 @@ def fold_summary(run: Run, fold: int) -> dict[str, Any]:
 
     Returns:
         `net` {name, parameters}, `dataset`, `fold`, `configuration`, `patch_size` and `spacing_mm` (X, Y, Z),
-        `batch_size`; `training`, None for imported weights {epochs, planned_epochs, seconds, best_epoch,
+        `batch_size`; `training`, None without metrics.csv {epochs, planned_epochs, seconds, best_epoch,
         best_mean_pseudo_dice, last: the last epoch's columns of metrics.csv}, epochs counted from 1;
         `validation` and `validation_postprocessed`, None where not scored {protocol, cases, mean: metric ->
         number, structures: structure -> metric -> {mean, sd, cases}}; `versions`, `devices`.

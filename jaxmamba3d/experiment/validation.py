@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from jaxmamba3d.data import Case, Workspace, read_label, read_volume
+from jaxmamba3d.data.nifti import upright
 from jaxmamba3d.evaluation import (
     SCORES,
     Evaluation,
@@ -105,9 +106,7 @@ def _overlay(case: Case, predictions: Path, labels: Labels) -> OverlayCase:
     prediction, _ = read_label(_prediction_file(predictions, case))
     return OverlayCase(
         case.name,
-        image.array[0],
-        truth,
-        prediction,
+        *(upright(array, image.geometry) for array in (image.array[0], truth, prediction)),
         spacing=image.spacing,
         ignore_label=labels.ignore,
         structures=[*labels.structures.values()],

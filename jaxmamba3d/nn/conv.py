@@ -1,6 +1,7 @@
 """Convolution layers of the U-Net, channels last, and its residual block."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype
 from jax import lax
 
-from jaxmamba3d.checks import check_shape
+from jaxmamba3d.checks import check_count, check_shape, check_that
 from jaxmamba3d.config import Triple
 from jaxmamba3d.nn.initializers import LEAKY_SLOPE, he_normal, he_normal_transposed
 from jaxmamba3d.nn.norm import InstanceNorm
@@ -20,8 +21,21 @@ from jaxmamba3d.ops.packing import UNPACKED, Packing, pack, side_by_side, unpack
 class Conv3D(nnx.Module):
     """3D convolution with (k - 1) // 2 zeros around each axis, He-normal kernel and zero bias.
 
-    [B, X, Y, Z, in_features] -> [B, X / stride, Y / stride, Z / stride, out_features].
+    [B, X, Y, Z, in_features] -> [B, X / stride, Y / stride, Z / stride, out_features], rounded up.
     With voxels side by side, and of several parts: see `conv3d`.
+
+    Args:
+        in_features, out_features: channels.
+        kernel_size: voxels, odd.
+        strides: voxels.
+        use_bias: whether there is a bias.
+        dtype: of computation and result; None: the wider one of input and parameters.
+        param_dtype: of the parameters.
+        rngs: random streams; `params` is used.
+
+    Raises:
+        ValueError: a size is no whole number above 0, or that of a kernel even; or an input is of another
+            shape.
     """
 
     def __init__(
@@ -36,7 +50,10 @@ class Conv3D(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.strides, self.dtype = strides, dtype
+        _check_sizes(in_features, out_features, kernel_size=kernel_size, strides=strides)
+        odd = all(size % 2 for size in kernel_size)
+        check_that(odd, "kernel_size", "of odd sizes", kernel_size)
+        self.strides, self.dtype = tuple(strides), dtype
         shape = (*kernel_size, in_features, out_features)
         self.kernel = nnx.Param(he_normal()(rngs.params(), shape, param_dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else None
@@ -52,6 +69,14 @@ class Upsample3D(nnx.Module):
     """Transposed convolution with stride = kernel size, He-normal kernel and zero bias.
 
     [B, X, Y, Z, in_features] -> [B, X size, Y size, Z size, out_features].
+
+    Args:
+        in_features, out_features: channels.
+        size: voxels.
+        dtype, param_dtype, rngs: as for `Conv3D`.
+
+    Raises:
+        ValueError: a size is no whole number above 0, or an input is of another shape.
     """
 
     def __init__(
@@ -64,6 +89,7 @@ class Upsample3D(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        _check_sizes(in_features, out_features, size=size)
         self.dtype = dtype
         shape = (*size, in_features, out_features)
         self.kernel = nnx.Param(he_normal_transposed()(rngs.params(), shape, param_dtype))
@@ -82,6 +108,15 @@ class Upsample3D(nnx.Module):
         return UNPACKED if after % size else Packing(after // size, after)
 
 
+def _check_sizes(in_features: int, out_features: int, **triples: Triple) -> None:
+    check_count("in_features", in_features)
+    check_count("out_features", out_features)
+    for name, sizes in triples.items():
+        check_that(isinstance(sizes, Sequence) and len(sizes) == 3, name, "three sizes, along X, Y, Z", sizes)
+        for size in sizes:
+            check_count(name, size)
+
+
 def _check_input(x: jax.Array, kernel: nnx.Param, packing: Packing) -> None:
     channels = packing.before * kernel.shape[-2]
     check_shape("x", x, "[B, X, Y, Z, in_features]", (None, None, None, None, channels))
@@ -92,7 +127,7 @@ def _add(y: jax.Array, bias: jax.Array | None, packing: Packing) -> jax.Array:
 
 
 class ConvNorm(nnx.Module):
-    """Convolution and instance norm; shapes as `Conv3D`."""
+    """Convolution and instance norm; shapes and arguments as for `Conv3D` and `InstanceNorm`."""
 
     def __init__(
         self,
@@ -128,6 +163,13 @@ class ResidualBlock(nnx.Module):
 
     [B, X, Y, Z, in_features] -> [B, X / stride, Y / stride, Z / stride, out_features].
 
+    Args:
+        in_features, out_features, kernel_size, dtype, rngs: as for `Conv3D`.
+        strides: voxels; they divide the sizes of an input.
+
+    Raises:
+        ValueError: as for `Conv3D`, or an input does not divide by the strides.
+
     Source: `BasicBlockD` of dynamic-network-architectures.
     """
 
@@ -141,7 +183,7 @@ class ResidualBlock(nnx.Module):
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        self.strides, self.out_features = tuple(strides), out_features
+        self.strides, self.out_features, self.dtype = tuple(strides), out_features, dtype
         self.conv1 = ConvNorm(in_features, out_features, kernel_size, strides, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(out_features, out_features, kernel_size, zero_init=True, dtype=dtype, rngs=rngs)
         project = in_features != out_features
@@ -152,18 +194,22 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x: jax.Array, *others: jax.Array) -> jax.Array:
         """Of one volume, or of several with as many channels each, which are joined."""
         parts = x, *others
-        in_features = self.conv1.conv.kernel.shape[-2]
+        in_features, count = self.conv1.conv.kernel.shape[-2], len(parts)
+        joins = in_features % count == 0
+        check_that(joins, "the number of volumes", f"a divisor of {in_features}, in_features", count)
         for part in parts:
-            shape = None, None, None, None, in_features // len(parts)
-            check_shape("x", part, "[B, X, Y, Z, in_features]", shape)
+            legend = "[B, X, Y, Z, in_features]" if count == 1 else f"[B, X, Y, Z, in_features / {count}]"
+            check_shape("x", part, legend, (*[None] * 4, in_features // count))
+            check_that(part.shape == x.shape, "each volume", f"of shape {list(x.shape)}", list(part.shape))
+        parts = promote_dtype(parts, dtype=self.dtype)
         packing = self._packing(x)
         inside = Packing(packing.after, packing.after)
         x = jnp.concatenate([pack(part, packing.before) for part in parts], axis=-1)
-        y = self.conv2(activation(self.conv1(x, packing, len(parts))), inside)
+        y = self.conv2(activation(self.conv1(x, packing, count)), inside)
         if self.strides != (1, 1, 1):
             x, packing = average_pool3d(x, self.strides, packing), inside
         if self.shortcut is not None:
-            x = self.shortcut(x, packing, len(parts))
+            x = self.shortcut(x, packing, count)
         return unpack(activation(y + x), inside.after)
 
     def _packing(self, part: jax.Array) -> Packing:

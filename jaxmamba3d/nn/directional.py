@@ -69,7 +69,8 @@ class MultiOrderMambaBlock(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        check_that(len(orders) > 0, "orders", "at least one order", "none")
+        named = not isinstance(orders, str) and len(orders) > 0
+        check_that(named, "orders", "a tuple of at least one order", repr(orders))
         for order in orders:
             check_choice("orders", order, SCAN_ORDERS)
         self.orders, self.in_one_call = tuple(orders), in_one_call

@@ -56,13 +56,14 @@ def _initializer(draw: Callable[[jax.Array, int, tuple[int, ...]], jax.Array]) -
     """Takes the first of the float32 numbers draw(key, length, shape).
 
     They are flat and have one of few lengths, for XLA compiles JAX's generator again for each shape: a
-    fraction of a second for a flat one, seconds on a CPU for one of many axes. A number depends on its place
-    alone, so those left over change nothing.
+    fraction of a second for a flat one, seconds on a CPU for one of many axes. With JAX's default,
+    `jax_threefry_partitionable`, a number depends on its place alone, so those left over change nothing.
     """
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         size = int(math.prod(shape))  # of NumPy's integers it is one of them
-        return draw(key, _length_to_draw(size), shape)[:size].reshape(shape).astype(dtype)
+        array = draw(key, _length_to_draw(size), shape)[:size].reshape(shape).astype(dtype)
+        return array if out_sharding is None else jax.sharding.reshard(array, out_sharding)
 
     return init
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from jaxmamba3d.checks import check_choice, check_count, check_shape
+from jaxmamba3d.checks import check_choice, check_count, check_shape, check_that
 from jaxmamba3d.nn.initializers import inverse_softplus_of_steps, uniform, uniform_fan_in
 from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.causal_conv import causal_conv
@@ -72,10 +72,12 @@ class Mamba(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        dt_rank = math.ceil(in_features / 16) if dt_rank is None else dt_rank
         sizes = {"in_features": in_features, "d_state": d_state, "d_conv": d_conv, "expand": expand}
-        for name, size in (sizes | {"dt_rank": dt_rank}).items():
+        if dt_rank is not None:
+            sizes["dt_rank"] = dt_rank
+        for name, size in sizes.items():
             check_count(name, size)
+        dt_rank = math.ceil(in_features / 16) if dt_rank is None else dt_rank
         if scan_implementation is not None:
             check_choice("scan_implementation", scan_implementation, IMPLEMENTATIONS)
         inner = expand * in_features
@@ -98,6 +100,7 @@ class Mamba(nnx.Module):
     def __call__(self, x: jax.Array, *, reverse: bool = False) -> jax.Array:
         """[B, L, in_features] -> the same; `reverse` runs from the last token to the first."""
         check_shape("x", x, "[B, L, in_features]", (None, None, self.in_proj.in_features))
+        check_that(x.size > 0, "x", "not empty", f"shape {list(x.shape)}")
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x = jax.nn.silu(causal_conv(x, self.conv_kernel[...], self.conv_bias[...], reverse=reverse))
         delta, B, C = jnp.split(self.x_proj(x), self.split, axis=-1)
@@ -122,7 +125,7 @@ class MambaBlock(nnx.Module):
 
         x = x + mamba(norm1(x));  x = x + head(norm2(x))
 
-    [B, L, in_features] -> [B, L, in_features].
+    [B, L, in_features] -> [B, L, in_features] in the wider dtype of x and of what the layers compute in.
 
     Args:
         in_features: channels.
@@ -143,6 +146,7 @@ class MambaBlock(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        check_count("in_features", in_features)
         self.remat = remat
         self.norm1 = LayerNorm(in_features, rngs=rngs)
         self.mamba = Mamba(in_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **options)

@@ -59,6 +59,7 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(num_features, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
         check_floating("x", x)
         fits = x.shape[-1:] == (self.num_features,)
         check_that(fits, "x", f"[..., {self.num_features}]", f"shape {list(x.shape)}")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import jax
 
+from jaxmamba3d.checks import check_choice
+
 DATA_AXIS, PARAMETER_AXIS = "data", "parameters"
 BATCH_AXES = (DATA_AXIS, PARAMETER_AXIS)
 """The mesh axes over which batches are shared out; over the second one parameters may be, too."""
@@ -35,7 +37,11 @@ def compile_for(backend: str) -> Iterator[None]:
     """Makes every choice by backend as on `backend`, for programs compiled ahead of time for other chips.
 
     A function that `jax.jit` has traced keeps the choices of its first call.
+
+    Raises:
+        ValueError: backend is none of cpu, gpu and tpu.
     """
+    check_choice("backend", backend, ("cpu", "gpu", "tpu"))
     token = _target.set(backend)
     try:
         yield

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxmamba3d.checks import check_shape, check_that
 from jaxmamba3d.ops.dtypes import at_least_float32, check_floating
@@ -42,7 +43,20 @@ def causal_conv(x: jax.Array, weight: jax.Array, bias: jax.Array, *, reverse: bo
     check_shape("bias", bias, "[D]", (channels,))
     for name, array in (("x", x), ("weight", weight), ("bias", bias)):
         check_floating(name, array)
-    return _conv(reverse, *varying_together((x, weight, bias)))
+    return _conv(reverse, *varying_together(_laid_out(x, weight, bias)))
+
+
+def _laid_out(x: jax.Array, weight: jax.Array, bias: jax.Array):
+    """Arrays over explicit mesh axes, split as x is along the batch and the channels alone."""
+    where = jax.typeof(x).sharding
+    if not where.mesh.explicit_axes:
+        return x, weight, bias
+    batch, _, channels = where.spec
+    splits = (batch, None, channels), (None, channels), (channels,)
+    return tuple(
+        jax.sharding.reshard(array, where.update(spec=PartitionSpec(*split)))
+        for array, split in zip((x, weight, bias), splits, strict=True)
+    )
 
 
 def _shifted(x: jax.Array, width: int, reverse: bool) -> list[jax.Array]:

@@ -34,7 +34,7 @@ def conv3d(
         x: [B, X, Y, Z, C], floating.
         kernel: [KX, KY, KZ, C, C_out], odd sizes.
         strides: voxels.
-        packing: of x and of the result; `before` divides `strides[1] after`.
+        packing: of x and of the result; `before` divides `strides[1] after`, and `after` the result's voxels.
         parts: see `packed_kernel`.
 
     Returns:
@@ -42,7 +42,9 @@ def conv3d(
 
     Raises:
         ValueError: x is of another shape or not floating, a size of the kernel is even, or the packing does
-            not fit the stride.
+            not fit the stride or the size along Y.
+
+    Over explicit mesh axes the batch alone may be split.
 
     Source: `torch.nn.Conv3d` with padding (k - 1) // 2.
     """
@@ -58,6 +60,8 @@ def conv3d(
 def _padded_conv3d(x, kernel, strides, padding, packing, parts=1):
     """With as many zeros on both sides of an axis, of voxels."""
     voxels = (x.shape[2] * packing.before + 2 * padding[1] - kernel.shape[1]) // strides[1] + 1
+    whole = voxels % packing.after == 0
+    check_that(whole, "packing.after", f"a divisor of {voxels}, the result's voxels along Y", packing.after)
     kernel, stride, first = packed_kernel(kernel, strides[1], padding[1], packing, parts)
     if kernel.shape[:3] == (1, 1, 1):
         return x[:, :: strides[0], ::stride, :: strides[2]] @ kernel[0, 0, 0]
@@ -76,8 +80,8 @@ def _conv3d_by_planes(x, kernel, strides, padding):
     sum_dtype = None if len(kernel) == 1 else at_least_float32(dtype)
     total = 0.0
     for tap in range(kernel.shape[0]):
-        plane = x[:, tap : tap + (planes - 1) * strides[0] + 1 : strides[0]]
-        folded = plane.reshape(-1, *plane.shape[2:])
+        seen = x[:, tap : tap + (planes - 1) * strides[0] + 1 : strides[0]]
+        folded = seen.reshape(x.shape[0] * planes, *seen.shape[2:])
         layout = "NHWC", "HWIO", "NHWC"
         total += _convolve(folded, kernel[tap], strides[1:], padding[1:], layout, sum_dtype)
     return total.reshape(x.shape[0], planes, *total.shape[1:]).astype(dtype)
@@ -110,7 +114,8 @@ def upsample3d(x: jax.Array, kernel: jax.Array, packing: Packing = UNPACKED) -> 
         kernel = packed_upsampling_kernel(kernel, packing.before)
     blocks = jnp.einsum("bxyzi,uvwio->bxuyvzwo", x, kernel.astype(x.dtype))
     for axis in 1, 2, 3:  # one at a time: JAX reshapes arrays that lie over explicit mesh axes only so
-        blocks = blocks.reshape(*blocks.shape[:axis], -1, *blocks.shape[axis + 2 :])
+        size = blocks.shape[axis] * blocks.shape[axis + 1]
+        blocks = blocks.reshape(*blocks.shape[:axis], size, *blocks.shape[axis + 2 :])
     return blocks
 
 
@@ -122,7 +127,7 @@ def average_pool3d(x: jax.Array, window: Triple, packing: Packing = UNPACKED) ->
     Args:
         x: volumes.
         window: voxels.
-        packing: of x and of the result, on TPUs; `before` divides `window[1] after`.
+        packing: as for `conv3d`.
 
     Raises:
         ValueError: a size does not divide by the window's.
@@ -132,7 +137,7 @@ def average_pool3d(x: jax.Array, window: Triple, packing: Packing = UNPACKED) ->
     sizes = x.shape[1], x.shape[2] * packing.before, x.shape[3]
     for name, size, width in zip("XYZ", sizes, window, strict=True):
         check_that(size % width == 0, f"size of x along {name}", f"divisible by {width}", size)
-    if target_backend() == "tpu":
+    if target_backend() == "tpu" or packing != UNPACKED:
         channels = x.shape[-1] // packing.before
         mean = jnp.eye(channels, dtype=x.dtype) / math.prod(window)
         kernel = jnp.broadcast_to(mean, (*window, channels, channels))
@@ -140,5 +145,6 @@ def average_pool3d(x: jax.Array, window: Triple, packing: Packing = UNPACKED) ->
     blocks = x
     for axis in 3, 2, 1:
         width = window[axis - 1]
-        blocks = blocks.reshape(*blocks.shape[:axis], -1, width, *blocks.shape[axis + 1 :])
+        shape = blocks.shape
+        blocks = blocks.reshape(*shape[:axis], shape[axis] // width, width, *shape[axis + 1 :])
     return jnp.mean(blocks, axis=(2, 4, 6))

@@ -16,6 +16,9 @@ ONE_WEEK = 7 * 24 * 3600
 PROCESSES_A_MACHINE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
 """Variables that say so, such as 8 or, for two machines, 8(x2); what Open MPI starts may see both."""
 
+PROCESSES = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "JAX_NUM_PROCESSES")
+"""Those that say how many processes there are in all."""
+
 _waits = itertools.count()
 
 
@@ -34,9 +37,9 @@ def join_processes() -> None:
         jax.distributed.initialize(**told, local_device_ids=_all_visible_devices())
     except ValueError as error:
         raise ValueError(
-            "train.distributed must be set where SLURM, Open MPI, Kubernetes or a TPU pod starts the "
-            "processes, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the "
-            f"environment, got {error}"
+            "train.distributed must be left out, or the processes started by SLURM (srun, inside of salloc, "
+            "too), Open MPI, Kubernetes or a TPU pod, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            f"JAX_PROCESS_ID in the environment, got {error}"
         ) from error
 
 
@@ -52,6 +55,12 @@ def _all_visible_devices() -> list[int] | None:
     processes = next((os.environ[name] for name in PROCESSES_A_MACHINE if name in os.environ), "")
     alone = re.fullmatch(r"1(\(x\d+\))?", processes)
     return list(range(count)) if alone or count == 1 else None
+
+
+def are_apart() -> bool:
+    """Whether several processes were started together, and this one has not joined the others."""
+    counts = [os.environ.get(name, "") for name in PROCESSES]
+    return jax.process_count() == 1 and any(count.isdecimal() and int(count) > 1 for count in counts)
 
 
 def is_main_process() -> bool:

@@ -221,12 +221,13 @@ def overlays_of(
 
 
 def _read(path: Path) -> list[EpochMetrics]:
-    """The rows of a table that `MetricsLog` wrote; none if it is not there."""
+    """The rows of a table that `MetricsLog` wrote, but for one that was cut off; none if it is not there."""
     if not path.is_file():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_metrics(row) for row in csv.DictReader(file)]
+            whole = [line for line in file if line.endswith("\n")]
+        return [_metrics(row) for row in csv.DictReader(whole)]
     except (TypeError, ValueError, KeyError) as error:
         wanted = "the table that this training wrote (fix it, or remove it to start the curves again)"
         raise ValueError(f"{path} must be {wanted}, got {error}") from error

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmamba3d.data import nifti
-from jaxmamba3d.data.nifti import read_label, read_volume, write_segmentation
+from jaxmamba3d.data.nifti import read_label, read_volume, upright, write_segmentation
 
 SHAPE = (4, 5, 6)
 RNG = np.random.default_rng(0)
@@ -91,6 +91,13 @@ def test_a_trailing_axis_of_one_is_no_channel(tmp_path):
     paths = [save(tmp_path / f"{c}.nii", VALUES[..., None] + c) for c in range(2)]
     assert read_volume(paths).array.shape == (2, 6, 5, 4)
     assert read_label(paths[0])[0].shape == (6, 5, 4)
+
+
+@pytest.mark.parametrize(("front", "first_row"), [(1, 0), (-1, -1)])
+def test_pictures_show_the_front_of_the_body_above(tmp_path, front, first_row):
+    volume = read_volume(save(tmp_path / "image.nii.gz", affine=np.diag([-0.7, front * 1.3, 2.5, 1.0])))
+    shown = upright(volume.array, volume.geometry)
+    np.testing.assert_array_equal(shown[..., 0, :], volume.array[..., first_row, :])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])

@@ -166,8 +166,9 @@ def test_folds_that_are_not_trained_to_their_end_are_left_out(finished, tmp_path
     run, _ = finished
     for fold, epochs in enumerate((EPOCHS, 1)):
         shutil.copytree(run.fold_folder(0), tmp_path / f"fold_{fold}")
-        table = tmp_path / f"fold_{fold}" / "metrics.csv"
-        table.write_text("".join(table.read_text().splitlines(keepends=True)[: epochs + 1]))
+        (tmp_path / f"fold_{fold}" / "metrics.csv").unlink()  # the checkpoint tells
+        (meta,) = tmp_path.glob(f"fold_{fold}/checkpoints/latest/*/meta/metadata")
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"epoch": epochs}))
     run = dataclasses.replace(run, folder=tmp_path)
     assert experiment.folds_to_predict(run) == (0,)
     words = f"left out: fold 1, trained for 1 of {EPOCHS} epochs (name it with --folds to take it)"

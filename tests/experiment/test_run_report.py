@@ -220,16 +220,27 @@ def test_a_run_that_is_training(copied):
     assert "Fold 0 just begun" in Page(write_report(copied)).text
 
 
-def test_imported_weights(copied):
+@pytest.mark.parametrize(
+    ("imported", "badge", "why"),
+    [
+        (True, "imported", "It was imported: there is no record of the training here"),
+        (False, "no record", "metrics.csv is missing: there is no record of the training"),
+    ],
+)
+def test_weights_without_a_record_of_their_training(copied, imported, badge, why):
     folder = copied.fold_folder(0)
+    if imported:
+        for part in ("meta", "optimizer"):
+            for path in copied.checkpoints(0).glob(f"*/*/{part}"):
+                shutil.rmtree(path)
     for path in list(folder.iterdir()):
         if path.name != "checkpoints":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in ("postprocessing.json", "splits_final.json", "versions.json"):
         (copied.folder / name).unlink()
     page = Page(write_report(copied))
-    assert "Fold 0 imported" in page.text
-    assert "no record of their training here, and they are not scored." in page.text
+    assert f"Fold 0 {badge}" in page.text
+    assert f"{why}, and it is not scored." in page.text
     assert page.facts["folds scored"] == "0"
     assert not {"Epochs", "Learning rate"} & page.facts.keys()
     assert page.pictures == []

@@ -386,7 +386,7 @@ def test_regions_and_voxels_to_ignore(tmp_path):
         assert set(np.unique(label[tuple(tables["annotated"].T)])) == {0, 1, 2}
 
 
-def test_a_run_that_another_process_trains_is_left_alone(dataset, tmp_path):
+def test_a_run_that_another_process_trains_is_left_alone(dataset, tmp_path, monkeypatch):
     """Before its first checkpoint, too; another of its folds may be trained meanwhile."""
     config = small_config(dataset, tmp_path / "run")
     workspace = plan_workspace(dataset, config.work_folder, processes=1)
@@ -402,6 +402,9 @@ def test_a_run_that_another_process_trains_is_left_alone(dataset, tmp_path):
                 start(longer)
             with pytest.raises(ValueError, match="same net, data and settings as now"):
                 start(other)
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+        with pytest.raises(ValueError, match=r"is in use; set train\.distributed for processes that belong"):
+            start_run(config, workspace)
         assert {path: path.read_text() for path in run.folder.glob("*.json")} == before
         assert start_run(second, workspace).config.data.fold == 1
     assert start_run(other, workspace).net.name == "segmamba"

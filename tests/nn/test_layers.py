@@ -103,6 +103,9 @@ def test_axis_orders_can_be_chosen_and_are_checked():
     assert block(x).shape == x.shape
     with pytest.raises(ValueError, match="orders must be one of XYZ, XZY, YXZ, ZXY, got 'ZYX'"):
         MultiOrderMambaBlock(4, orders=("ZYX",), rngs=nnx.Rngs(0))
+    for orders in ("XYZ", ()):
+        with pytest.raises(ValueError, match="orders must be a tuple of at least one order, got"):
+            MultiOrderMambaBlock(4, orders=orders, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,7 @@ def test_axis_orders_can_be_chosen_and_are_checked():
     [
         (Mamba, (1, 4, 6), r"x must have shape \[B, L, in_features\] = \[any, any, 8\], got \[1, 4, 6\]"),
         (Mamba, (4, 8), r"x must have shape \[B, L, in_features\]"),
+        (Mamba, (1, 0, 8), r"x must be not empty, got shape \[1, 0, 8\]"),
         (MambaBlock, (1, 4, 6), r"x must have shape \[B, L, in_features\]"),
         (BidirectionalMambaBlock, (1, 4, 6), r"x must have shape \[B, L, in_features\]"),
         (
@@ -155,6 +159,69 @@ def test_whole_numbers_are_not_normalised(make):
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         Mamba(8, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize("make", [Mamba, MambaBlock, BidirectionalMambaBlock, MultiOrderMambaBlock])
+@pytest.mark.parametrize(
+    ("features", "wanted"), [(None, "a whole number"), (2.5, "a whole"), (-1, "greater")]
+)
+def test_channels_are_checked(make, features, wanted):
+    with pytest.raises(ValueError, match=f"in_features must be {wanted}"):
+        make(features, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (functools.partial(Conv3D, -3, 5), "in_features must be greater than 0, got -3"),
+        (functools.partial(Conv3D, 3, 0), "out_features must be greater than 0, got 0"),
+        (functools.partial(Conv3D, 3, 5, 3), "kernel_size must be three sizes, along X, Y, Z, got 3"),
+        (functools.partial(Conv3D, 3, 5, (3, 3)), r"kernel_size must be three sizes, .*, got \(3, 3\)"),
+        (functools.partial(Conv3D, 3, 5, (3, 2, 3)), r"kernel_size must be of odd sizes, got \(3, 2, 3\)"),
+        (functools.partial(Conv3D, 3, 5, (3, 3, 3), (1, 0, 1)), "strides must be greater than 0, got 0"),
+        (functools.partial(Upsample3D, 3, 5, (2, 2.0, 2)), "size must be a whole number, got 2.0"),
+        (functools.partial(ResidualBlock, 3, 5, (3, 3, 3), (2, 2)), "strides must be three sizes"),
+    ],
+)
+def test_sizes_of_convolutions_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        (
+            (2, 4),
+            r"x must have shape \[B, X, Y, Z, in_features / 2\] = \[any, .*, 3\], got \[1, 4, 4, 4, 2\]",
+        ),
+        ((1, 1, 1, 1), "the number of volumes must be a divisor of 6, in_features, got 4"),
+    ],
+)
+def test_volumes_that_a_block_cannot_join_are_refused(channels, message):
+    block = ResidualBlock(6, 4, (3, 3, 3), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=message):
+        block(*(jnp.ones((1, 4, 4, 4, n)) for n in channels))
+
+
+def test_volumes_of_several_sizes_are_not_joined():
+    block = ResidualBlock(6, 4, (3, 3, 3), rngs=nnx.Rngs(0))
+    with pytest.raises(
+        ValueError, match=r"each volume must be of shape \[1, 4, 4, 4, 3\], got \[1, 4, 2, 4, 3\]"
+    ):
+        block(jnp.ones((1, 4, 4, 4, 3)), jnp.ones((1, 4, 2, 4, 3)))
+
+
+@pytest.mark.parametrize("out_features", [4, 8])
+def test_a_residual_block_computes_in_its_dtype(out_features):
+    block = ResidualBlock(8, out_features, (1, 1, 1), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    with jax.numpy_dtype_promotion("strict"):
+        assert block(jnp.ones((1, 2, 2, 2, 8))).dtype == jnp.bfloat16
+
+
+def test_lists_of_sizes_are_as_good_as_tuples():
+    graphdef, _ = nnx.split(Conv3D(3, 5, [3, 3, 3], [1, 2, 2], rngs=nnx.Rngs(0)))
+    assert hash(graphdef) == hash(nnx.split(Conv3D(3, 5, (3, 3, 3), (1, 2, 2), rngs=nnx.Rngs(1)))[0])
 
 
 @pytest.mark.parametrize("scan", ["xla_sequential", "pallas_triton"])

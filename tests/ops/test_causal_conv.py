@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from over_devices import needs_two_devices
 from tolerances import assert_close, rounding
 
 from jaxmamba3d.ops.causal_conv import causal_conv
@@ -83,3 +85,20 @@ def test_shapes_are_checked():
         causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((4, 2)), jnp.zeros(3))
     with pytest.raises(ValueError, match=r"weight must be of at least one row, got shape \[0, 3\]"):
         causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((0, 3)), jnp.zeros(3))
+
+
+@needs_two_devices
+@pytest.mark.parametrize("split", [("data",), (None, "data"), (None, None, "data")])
+def test_gradients_over_an_explicit_axis(split):
+    rng = np.random.default_rng(0)
+    x, weight, bias = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2, 8, 4), (3, 4), (4,)))
+
+    def loss(x, weight, bias):
+        return jnp.sum(causal_conv(x, weight, bias) ** 2)
+
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*split)))
+        found = jax.jit(jax.grad(loss, (0, 1, 2)))(placed, weight, bias)
+    for a, b in zip(found, jax.grad(loss, (0, 1, 2))(x, weight, bias), strict=True):
+        assert_close(a, b, rounding("float32", 50))

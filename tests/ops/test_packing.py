@@ -75,9 +75,10 @@ def test_convolution(kernel_size, stride, packing, parts):
 @pytest.mark.parametrize(
     ("width", "packing"), [(2, (4, 2)), (2, (2, 1)), (4, (2, 1)), (3, (3, 1)), (1, (2, 2)), (2, (1, 1))]
 )
-def test_pooling(width, packing):
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_pooling(width, packing, backend):
     def pool(x, packing):
-        with compile_for("cpu" if packing is UNPACKED else "tpu"):
+        with compile_for("cpu" if packing is UNPACKED else backend):
             return average_pool3d(x, (2, width, 1), packing)
 
     assert_packed_equals_unpacked(pool, Packing(*packing), [normal(2, 4, 4 * width, 3, 2)])
@@ -107,3 +108,10 @@ def test_instance_norm():
 def test_a_packing_that_the_stride_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"packing\.before must be a divisor of 2, stride times .*, got 4"):
         conv3d(jnp.zeros((1, 4, 2, 4, 8)), jnp.zeros((3, 3, 3, 2, 2)), (2, 2, 2), Packing(4, 1))
+
+
+def test_a_packing_that_would_drop_voxels_is_refused():
+    with pytest.raises(
+        ValueError, match=r"packing\.after must be a divisor of 6, the result's voxels .*, got 4"
+    ):
+        conv3d(jnp.zeros((1, 1, 3, 1, 2)), jnp.zeros((1, 3, 1, 1, 1)), (1, 1, 1), Packing(2, 4))

@@ -31,3 +31,16 @@ def test_the_way_back_is_exact(order):
 def test_unknown_orders_are_named():
     with pytest.raises(ValueError, match="order must be one of XYZ, XZY, YXZ, ZXY, got 'XXZ'"):
         to_tokens(VOLUME, "XXZ")
+
+
+def test_tokens_that_do_not_fill_the_volume_are_refused():
+    with pytest.raises(
+        ValueError, match=r"tokens must have shape \[B, L, C\] = \[any, 60, any\], got \[2, 59, 2\]"
+    ):
+        to_volume(jnp.zeros((2, 59, 2)), (3, 4, 5))
+    with pytest.raises(ValueError, match=r"shape must be the sizes along X, Y and Z, got \(60,\)"):
+        to_volume(jnp.zeros((2, 60, 2)), (60,))
+
+
+def test_no_volume_is_no_sequence():
+    assert to_tokens(VOLUME[:0]).shape == (0, 60, 2)

@@ -173,12 +173,26 @@ def test_a_failed_write_for_tensorboard_is_said(tmp_path, monkeypatch):
     assert visible_scalars(read_events(tmp_path))["loss/train"] == {0: 1, 1: 1}
 
 
-def test_a_table_that_was_cut_is_named(tmp_path):
+def test_a_row_that_was_cut_off_is_left_out(tmp_path, caplog):
+    log = MetricsLog(tmp_path, LABELS)
+    for epoch in range(2):
+        log.append(metrics_of(epoch))
+    log.close()
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text()[:-3])
+    log = MetricsLog(tmp_path, LABELS, start_epoch=2)
+    assert "metrics.csv lacks 1 of the 2 finished epochs" in caplog.text
+    log.append(metrics_of(2))
+    log.close()
+    assert [row["epoch"] for row in read_table(tmp_path)] == ["0", "2"]
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path):
     log = MetricsLog(tmp_path, LABELS)
     log.append(metrics_of(0))
     log.close()
     path = tmp_path / "metrics.csv"
-    path.write_text(path.read_text()[:-20])
+    path.write_text(path.read_text()[:-20] + "\n")
     with pytest.raises(ValueError, match=r"metrics\.csv must be the table that this training wrote"):
         MetricsLog(tmp_path, LABELS, start_epoch=1)
 

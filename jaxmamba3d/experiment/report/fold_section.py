@@ -23,6 +23,8 @@ from jaxmamba3d.experiment.epochs import Epochs
 from jaxmamba3d.experiment.report import page
 from jaxmamba3d.files import load_json
 from jaxmamba3d.run import POSTPROCESSING, Run
+from jaxmamba3d.training import is_imported
+from jaxmamba3d.training.report import METRICS
 from jaxmamba3d.wording import counted, duration, number
 
 FINISHED = "finished"
@@ -124,8 +126,11 @@ def _state(run: Run, fold: int, epochs: Epochs | None, model: ScoredModel | None
     if epochs is None:
         if fold not in run.trained_folds():
             return "just begun", "No epoch is finished yet."
-        missing = "These weights were imported: there is no record of their training here"
-        return "imported", f"{missing}." if model else f"{missing}, and they are not scored."
+        if is_imported(run.checkpoints(fold)):
+            badge, why = "imported", "It was imported: there is no record of the training here"
+        else:
+            badge, why = "no record", f"{METRICS} is missing: there is no record of the training"
+        return badge, f"{why}." if model else f"{why}, and it is not scored."
     if model is None:
         planned = run.config.train.epochs
         if epochs.done < planned:

@@ -37,7 +37,8 @@ class KernelOptions(NamedTuple):
 class KernelInputs(NamedTuple):
     """Arrays of a call as kernels take them, their blocks, or their refs; None where absent.
 
-    u, delta, z, g_out [B, L, D]; B, C [B, L, N]; A [G, N, D]; D, delta_bias [G, 1, D].
+    u, delta, z, g_out [B, L, D]; B, C [B, L, N]; A [G, N, D]; D, delta_bias [G, 1, D]; Mosaic's kernels turn
+    some of them.
     """
 
     u: Any

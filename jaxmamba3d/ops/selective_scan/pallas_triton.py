@@ -48,8 +48,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return "interpreted, it needs jax_enable_x64 unset"
     if old := older_gpu_than(OLDEST_CAPABILITY):
         return f"Triton needs an Ampere GPU or newer, and this one is of compute capability {old}"
-    if other := arguments.other_dtype("float16", "bfloat16", "float32", "float64"):
-        return f"it takes floats of 16 bits and more, and not {other}"
+    if other := arguments.other_dtype("float16", "bfloat16", "float32"):
+        return f"it takes float16, bfloat16 and float32, and not {other}"
     state = arguments.A.shape[1]
     if state > LARGEST_STATE:
         return f"it holds at most {LARGEST_STATE} states, and A has {state}"
@@ -138,13 +138,13 @@ def _call(options: KernelOptions, inputs: KernelInputs) -> Call:
     return Call(options, length, channels, states, blocks)
 
 
-def _token_block(call: Call, tokens: int, width: int) -> pl.BlockSpec:
+def _token_block(tokens: int, width: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, tokens, width), lambda b, s, c: (b, s, c))
 
 
 def _input_blocks(call: Call, inputs: KernelInputs, tokens: int, channels: int) -> KernelInputs:
     """Blocks of the inputs for programs of so many tokens and channels."""
-    row = _token_block(call, tokens, channels)
+    row = _token_block(tokens, channels)
     column = pl.BlockSpec((None, tokens, call.state_tile), lambda b, s, c: (b, s, 0))
     groups = inputs.A.shape[0]
     parameter = pl.BlockSpec((None, 1, channels), lambda b, s, c: (lax.rem(b, jnp.int32(groups)), 0, c))
@@ -228,7 +228,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         inputs,
         (h_in,),
         out_shape=[jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype)],
-        out_specs=[_token_block(call, call.blocks.chunk, width)],
+        out_specs=[_token_block(call.blocks.chunk, width)],
     )
     return y, jnp.swapaxes(last_state, 1, 2), (h_in, spans)
 
@@ -259,7 +259,7 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     width = blocks.groups * blocks.gradient_tile
     splits = pl.cdiv(call.channels, width)
     tokens = blocks.run * blocks.chunk
-    row = _token_block(call, tokens, width)
+    row = _token_block(tokens, width)
     column = pl.BlockSpec((None, None, tokens, call.state_tile), lambda b, s, c: (b, c, s, 0))
     parameter = pl.BlockSpec((None, None, 1, width), lambda b, s, c: (b, s, 0, c))
 

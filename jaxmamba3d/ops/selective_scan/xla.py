@@ -36,7 +36,7 @@ class InnerScan(Protocol):
 
     @staticmethod
     def gradients(
-        chunk: Token, A: jax.Array, h_before: jax.Array, g_y: jax.Array, g_out: jax.Array, reverse: bool
+        chunk: Token, A: jax.Array, h_before: jax.Array, g_y: jax.Array, g_h: jax.Array, reverse: bool
     ) -> tuple[jax.Array, jax.Array, Token]:
         """Gradients of the incoming state, of A [N, D] and of the tokens, from those of y and of the
         state after the chunk; `h_before` is the state before each token."""
@@ -60,7 +60,7 @@ class SequentialScan:
         return h_out, y, h_before
 
     @staticmethod
-    def gradients(chunk, A, h_before, g_y, g_out, reverse):
+    def gradients(chunk, A, h_before, g_y, g_h, reverse):
         def step(carry, token):
             g, g_A = carry
             token, h, g_y = token
@@ -70,7 +70,7 @@ class SequentialScan:
             g, g_A, g_token = retreat(g, token, A, decay, h, h_after, g_y[None], g_A)
             return (g, g_A), _from_tile(g_token)
 
-        carry = (g_out, jnp.zeros_like(A))
+        carry = (g_h, jnp.zeros_like(A))
         (g_in, g_A), g_chunk = lax.scan(step, carry, (chunk, h_before, g_y), reverse=not reverse)
         return g_in, g_A, g_chunk
 
@@ -122,13 +122,13 @@ class AssociativeScan:
         return h[0 if reverse else -1], y, _shift(h, h_in, reverse) if keep_states else None
 
     @staticmethod
-    def gradients(chunk, A, h_before, g_y, g_out, reverse):
+    def gradients(chunk, A, h_before, g_y, g_h, reverse):
         u, delta, B, C = chunk
         decay = jnp.exp(delta[:, None, :] * A[None])
         drive = (delta * u)[:, None, :]
         # The adjoint runs against time; a token's own decay acts on it after it is read, hence the shift.
         delta_of_next = _shift(delta, jnp.zeros_like(delta[0]), not reverse)
-        g = _prefix_states(A, delta_of_next, g_y[:, None, :] * C[..., None], g_out, not reverse)
+        g = _prefix_states(A, delta_of_next, g_y[:, None, :] * C[..., None], g_h, not reverse)
         g_before = g * decay
         g_exponent = g_before * h_before
         g_drive = jnp.sum(g * B[..., None], axis=1)
