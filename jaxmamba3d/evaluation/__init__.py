@@ -14,7 +14,15 @@ from jaxmamba3d.evaluation.postprocessing import (
 )
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.report import evaluate_folders, evaluate_pairs, evaluate_together
-from jaxmamba3d.evaluation.scored_models import SCORES, ScoredModel, comparable, find_models, read_model
+from jaxmamba3d.evaluation.scored_models import (
+    POSTPROCESSED,
+    SCORES,
+    VALIDATION,
+    ScoredModel,
+    comparable,
+    find_models,
+    read_model,
+)
 from jaxmamba3d.evaluation.scoring import Score, score_case
 from jaxmamba3d.evaluation.segmentations import Pair
 from jaxmamba3d.evaluation.summary import Evaluation, Statistic
@@ -22,9 +30,11 @@ from jaxmamba3d.evaluation.summary_files import SUMMARY, conventions_of, read_ev
 from jaxmamba3d.evaluation.tables import Column, Number, Table, Words
 
 __all__ = [
+    "POSTPROCESSED",
     "PROTOCOLS",
     "SCORES",
     "SUMMARY",
+    "VALIDATION",
     "Column",
     "ComparisonCase",
     "Evaluation",

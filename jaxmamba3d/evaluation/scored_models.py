@@ -13,7 +13,9 @@ from jaxmamba3d.evaluation.summary import Evaluation, statistic
 from jaxmamba3d.evaluation.summary_files import SUMMARY, read_evaluation
 from jaxmamba3d.wording import first_few
 
-SCORES = "scores"
+VALIDATION, SCORES, POSTPROCESSED = "validation", "scores", "_postprocessed"
+"""Folders of a fold's predictions and of their scores, and what the names of both end with if they are
+post-processed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,6 @@ def _name_of(folder: Path) -> str:
 
 def _predictions_of(scores: Path) -> Path:
     """Where training and `evaluate` leave the segmentations that they score."""
-    validation = (
-        scores.parent / f"validation{scores.name.removeprefix(SCORES)}"
-    )  # "_postprocessed" or nothing
+    ending = scores.name.removeprefix(SCORES)
+    validation = scores.parent / f"{VALIDATION}{ending}"
     return validation if validation.is_dir() else scores.parent

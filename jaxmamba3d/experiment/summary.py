@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxmamba3d.evaluation import SCORES, SUMMARY, read_evaluation
+from jaxmamba3d.evaluation import POSTPROCESSED, SCORES, SUMMARY, read_evaluation
 from jaxmamba3d.experiment.epochs import Epochs, read_epochs
 from jaxmamba3d.files import without_nan, write_json
 from jaxmamba3d.run import Run
@@ -38,7 +38,7 @@ def fold_summary(run: Run, fold: int) -> dict[str, Any]:
         "batch_size": run.configuration.batch_size,
         "training": _training(read_epochs(folder), run.config.train.epochs),
         "validation": _validation(folder / SCORES),
-        "validation_postprocessed": _validation(folder / f"{SCORES}_postprocessed"),
+        "validation_postprocessed": _validation(folder / f"{SCORES}{POSTPROCESSED}"),
         "versions": versions,
         "devices": devices,
     }

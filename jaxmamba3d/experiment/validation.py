@@ -8,7 +8,9 @@ from pathlib import Path
 from jaxmamba3d.data import Case, Workspace, read_label, read_volume
 from jaxmamba3d.data.nifti import upright
 from jaxmamba3d.evaluation import (
+    POSTPROCESSED,
     SCORES,
+    VALIDATION,
     Evaluation,
     OverlayCase,
     Pair,
@@ -28,7 +30,6 @@ from jaxmamba3d.run import POSTPROCESSING, Run
 
 logger = logging.getLogger(__name__)
 
-VALIDATION = "validation"
 OVERLAY_CASES = 6
 
 
@@ -82,7 +83,7 @@ def decide_on_postprocessing(pairs: list[Pair], labels: Labels, folder: Path, pr
     """
     decision = choose_postprocessing(pairs, labels)
     write_json(folder / POSTPROCESSING, decision.to_json())
-    processed, scores = folder / f"{VALIDATION}_postprocessed", folder / f"{SCORES}_postprocessed"
+    processed, scores = (folder / f"{name}{POSTPROCESSED}" for name in (VALIDATION, SCORES))
     for outdated in (processed, scores):
         shutil.rmtree(outdated, ignore_errors=True)
     if decision.steps:

@@ -105,23 +105,18 @@ def _named_params(net):
             yield name, param
 
 
+def _official_axes(name, axes):
+    """Our axes, channels last, in PyTorch's order."""
+    if axes == 5:
+        return (3, 4, 0, 1, 2) if "transpconvs" in name else (4, 3, 0, 1, 2)
+    return (1, 0) if axes == 2 and name.endswith("weight") else tuple(range(axes))
+
+
 def _to_official(name, value):
-    """Our layout, channels last, as PyTorch's."""
-    if name.endswith("conv1d.weight"):
-        return np.asarray(value).T[:, None, :]  # [W, D] -> [D, 1, W]
-    if name.endswith("weight") and value.ndim == 2:
-        return np.asarray(value).T
-    if name.endswith("weight") and value.ndim == 5:
-        axes = (3, 4, 0, 1, 2) if "transpconvs" in name else (4, 3, 0, 1, 2)
-        return np.transpose(np.asarray(value), axes)
-    return np.asarray(value)
+    value = np.transpose(np.asarray(value), _official_axes(name, value.ndim))
+    return value[:, None] if name.endswith("conv1d.weight") else value  # [D, W] -> [D, 1, W]
 
 
 def _from_official(name, value):
-    if name.endswith("conv1d.weight"):
-        return value[:, 0, :].T
-    if name.endswith("weight") and value.ndim == 2:
-        return value.T
-    if name.endswith("weight") and value.ndim == 5:
-        return np.transpose(value, (2, 3, 4, 0, 1) if "transpconvs" in name else (2, 3, 4, 1, 0))
-    return value
+    value = value[:, 0] if name.endswith("conv1d.weight") else value
+    return np.transpose(value, np.argsort(_official_axes(name, value.ndim)))

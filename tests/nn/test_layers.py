@@ -59,7 +59,7 @@ LAYERS = {
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [(name, None) for name in LAYERS] + [(name, "tpu") for name in LAYERS if "Block" in name],
+    [(name, "cpu") for name in LAYERS] + [(name, "tpu") for name in LAYERS if "Block" in name],
 )
 def test_equals_the_official_layer(name, backend):
     """Residual blocks in the form for TPUs, too, in which voxels lie side by side."""

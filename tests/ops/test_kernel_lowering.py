@@ -186,7 +186,7 @@ def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
     with compile_for("gpu"):
         small = abstract_arguments(1, 8, 4, 3, "float8_e4m3fn")
         reason = unsupported_reason("pallas_triton", **small)
-        assert reason == "it takes floats of 16 bits and more, and not float8_e4m3fn"
+        assert reason == "it takes float16, bfloat16 and float32, and not float8_e4m3fn"
         with pytest.raises(
             UnsupportedError, match=r"pallas_triton cannot run this call: .* at most 256 states"
         ):

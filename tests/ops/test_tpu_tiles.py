@@ -44,7 +44,7 @@ def test_permuted_rows_are_whole_registers_of_one_tile(height, fold, expected):
     assert permuted_rows(height, fold) == expected
 
 
-@pytest.mark.parametrize("count", [1, 5, 8, 11, 16])
+@pytest.mark.parametrize("count", [1, 5, 8])
 @pytest.mark.parametrize("height", [8, 24])
 def test_rows_hold_the_sums_over_states(count, height):
     tiles = np.random.default_rng(0).normal(size=(count, height, 12)).astype(np.float32)

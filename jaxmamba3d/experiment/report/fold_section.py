@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxmamba3d.evaluation import (
+    POSTPROCESSED,
     SCORES,
     SUMMARY,
     Column,
@@ -108,7 +109,7 @@ def scores_without_and_with(folder: Path, model: ScoredModel) -> list[str]:
         folder: of the fold or the run.
         model: its name and protocol.
     """
-    processed = folder / f"{SCORES}_postprocessed"
+    processed = folder / f"{SCORES}{POSTPROCESSED}"
     if not (processed / SUMMARY).is_file():
         return []
     both = read_model(model.name, [folder / SCORES, processed])

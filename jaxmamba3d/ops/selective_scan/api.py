@@ -158,7 +158,7 @@ def selective_scan(
     for name, flag in flags.items():
         known = isinstance(flag, bool | np.bool_)
         check_that(known, name, "True or False, known when the call is traced", type(flag).__name__)
-    arguments = varying_together(arguments.with_float32_parameters())
+    arguments = varying_together(arguments.with_float32_parameters().with_first_state())
     backend = target_backend()
     if implementation is None:
         implementation = _first_supporting(arguments, backend)

@@ -11,7 +11,7 @@ class ScanArguments(NamedTuple):
     """The arrays of one call; None where an optional one is absent.
 
     u, delta, z [B, L, D]; A [D, N]; B, C [B, L, N]; D, delta_bias [D]; h0 [B, D, N]. What implementations get
-    has A, D, delta_bias and h0 in float32.
+    has A, D, delta_bias and h0 in float32, and an h0.
     """
 
     u: jax.Array
@@ -33,6 +33,12 @@ class ScanArguments(NamedTuple):
         """A, D, delta_bias and h0 in float32, so that their gradients are summed over time in float32 too."""
         wide = {name: getattr(self, name) for name in ("A", "D", "delta_bias", "h0")}
         return self._replace(**jax.tree.map(lambda x: x.astype(jnp.float32), wide))
+
+    def with_first_state(self) -> "ScanArguments":
+        """With an h0 of zeros where there is none."""
+        if self.h0 is not None:
+            return self
+        return self._replace(h0=jnp.zeros((len(self.u), *self.A.shape), jnp.float32))
 
 
 def step_size(delta: jax.Array, delta_bias: jax.Array | None, delta_softplus: bool) -> jax.Array:

@@ -250,7 +250,6 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     batch, _, channels = inputs.u.shape
     rows = (batch, call.chunks, channels)
     state = jax.ShapeDtypeStruct((*rows, call.states), jnp.float32)
-    h0 = jnp.zeros((batch, channels, call.states), jnp.float32) if arguments.h0 is None else arguments.h0
     ends, spans = _launch(
         call,
         _summary_kernel,
@@ -259,7 +258,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         (state, jax.ShapeDtypeStruct(rows, jnp.float32)),
     )
     A = for_each_sequence(inputs.A, batch)
-    h_in, last_state = join_chunks(ends, spans[..., None], A, h0, reverse=options.reverse)
+    h_in, last_state = join_chunks(ends, spans[..., None], A, arguments.h0, reverse=options.reverse)
     y = _launch(
         call,
         _output_kernel,
@@ -323,7 +322,6 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         jnp.sum(x[:, :, : call.length], axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C))
     )
     g_A, g_D, g_bias = (None if x is None else jnp.sum(x, axis=1) for x in (g.A, g.D, g.delta_bias))
-    g_h0 = None if arguments.h0 is None else g_h0
     return ScanArguments(g_u, g_delta, g_A, g_B, g_C, g_D, g_z, g_bias, g_h0)
 
 

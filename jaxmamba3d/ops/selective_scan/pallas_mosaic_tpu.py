@@ -312,17 +312,13 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     call = _call(options, arguments)
     inputs, rows = _inputs(call, arguments), _rows(call)
     state_shape = (*rows, call.blocks.fold * call.channels)
-    if arguments.h0 is None:
-        h0 = jnp.zeros((call.batch, *state_shape), jnp.float32)
-    else:
-        h0 = folded(call, arguments.h0)
     last_shape, last_block = _tiled(call, *rows)
     input_blocks = _input_blocks(call, inputs, False)
     y, h_in, last_state = _run(
         call,
         _forward_kernel,
         "forward",
-        (inputs, h0),
+        (inputs, folded(call, arguments.h0)),
         [
             jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype),
             jax.ShapeDtypeStruct((call.batch, call.chunks, *state_shape), jnp.float32),
@@ -389,7 +385,7 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
         D=None if g.D is None else untiled(call, g.D)[:, 0, 0],
         z=g_z,
         delta_bias=None if g.delta_bias is None else jnp.sum(untiled(call, g.delta_bias)[:, 0], axis=1),
-        h0=None if arguments.h0 is None else g_h0,
+        h0=g_h0,
     )
 
 

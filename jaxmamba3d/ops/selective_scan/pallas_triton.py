@@ -202,7 +202,6 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     call = _call(options, inputs)
     batch, width = inputs.u.shape[0], call.blocks.forward_tile
     state = (call.states, call.channels)
-    h0 = jnp.zeros((batch, *state), jnp.float32) if arguments.h0 is None else jnp.swapaxes(arguments.h0, 1, 2)
     ends, spans = _run_forward(
         call,
         _summary_kernel,
@@ -219,7 +218,11 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         ],
     )
     h_in, last_state = join_chunks(
-        ends, spans, for_each_sequence(inputs.A, batch), h0, reverse=call.options.reverse
+        ends,
+        spans,
+        for_each_sequence(inputs.A, batch),
+        jnp.swapaxes(arguments.h0, 1, 2),
+        reverse=call.options.reverse,
     )
     (y,) = _run_forward(
         call,
@@ -313,7 +316,6 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     g_B, g_C = (jnp.sum(x, axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C)))
     g_D, g_bias = (None if x is None else jnp.sum(x, axis=(1, 2)) for x in (g.D, g.delta_bias))
     g_A, g_h0 = (jnp.swapaxes(x, 1, 2) for x in (jnp.sum(g.A, axis=1), g_h0))
-    g_h0 = None if arguments.h0 is None else g_h0
     return ScanArguments(g.u, g.delta, g_A, g_B, g_C, g_D, g.z, g_bias, g_h0)
 
 

@@ -12,8 +12,6 @@ from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
 def scan(arguments: ScanArguments, *, delta_softplus: bool, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """y [B, L, D] in u's dtype and the last state [B, D, N] in float32."""
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments
-    if h0 is None:
-        h0 = jnp.zeros_like(A, shape=(u.shape[0], *A.shape))
 
     def step(h, token):
         u, delta, B, C = token

@@ -19,25 +19,20 @@ def one_register(tile):
 
 
 def row_sums(tiles: Sequence):
-    """The sums over rows of tiles [8, lanes], as rows [tiles, lanes].
+    """The sums over rows of at most eight tiles [8, lanes], as rows [tiles, lanes].
 
     Eight tiles are halved three times: of each two, what one sums up lies between what the other does.
     """
     row = lax.broadcasted_iota(jnp.int32, tiles[0].shape, 0)
-    sums = []
-    for first in range(0, len(tiles), SUBLANES):
-        level = list(tiles[first : first + SUBLANES])
-        count, shift = len(level), 1
-        level += [level[-1]] * (SUBLANES - count)
-        while shift < SUBLANES:
-            own = lax.bitwise_and(row, jnp.int32(shift)) == 0
-            level = [
-                jnp.where(own, x, y) + pltpu.roll(jnp.where(own, y, x), shift, 0)
-                for x, y in zip(level[::2], level[1::2], strict=True)
-            ]
-            shift *= 2
-        sums.append(level[0][:count])
-    return jnp.concatenate(sums, axis=0)
+    left, shift = [*tiles, *[tiles[-1]] * (SUBLANES - len(tiles))], 1
+    while len(left) > 1:
+        own = lax.bitwise_and(row, jnp.int32(shift)) == 0
+        left = [
+            jnp.where(own, x, y) + pltpu.roll(jnp.where(own, y, x), shift, 0)
+            for x, y in zip(left[::2], left[1::2], strict=True)
+        ]
+        shift *= 2
+    return left[0][: len(tiles)]
 
 
 def line_tokens(height: int) -> int:

@@ -221,7 +221,7 @@ def _forward(options: _Options, arguments: ScanArguments):
     """y [L, D], the last state [N, D], and the state before each chunk [chunks, N, D]."""
     u, delta, A, B, C, D, z, delta_bias, h0 = arguments
     A = A.T
-    h_in = jnp.zeros_like(A) if h0 is None else h0.T
+    h_in = h0.T
 
     def body(h, index, tokens, _):
         u, delta, B, C, z = tokens
@@ -249,7 +249,7 @@ def _scan_forward(options, arguments):
 
 
 def _scan_backward(options: _Options, residuals, gradients):
-    (u, delta, A, B, C, D, z, delta_bias, h0), borders = residuals
+    (u, delta, A, B, C, D, z, delta_bias, _), borders = residuals
     g_out, g_last = gradients
     A_rows = A.T
     parameters = (D, delta_bias)
@@ -285,8 +285,7 @@ def _scan_backward(options: _Options, residuals, gradients):
     )
     g_h0, g_A, (g_D, g_bias) = carry
     g_u, g_delta, g_B, g_C, g_z = g_tokens
-    g_h0 = None if h0 is None else g_h0.T
-    return (ScanArguments(g_u, g_delta, g_A.T, g_B, g_C, g_D, g_z, g_bias, g_h0),)
+    return (ScanArguments(g_u, g_delta, g_A.T, g_B, g_C, g_D, g_z, g_bias, g_h0.T),)
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
