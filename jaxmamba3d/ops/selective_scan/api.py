@@ -122,7 +122,8 @@ def selective_scan(
             pallas_mosaic_tpu; None takes the first that supports the call: xla_sequential on CPUs, a Pallas
             kernel on GPUs and TPUs, else xla_associative. What counts is JAX's default backend; for arrays on
             another, set `jax.default_device`; to lower or export for other chips, trace the call inside of
-            `jaxmamba3d.ops.backend.compile_for`. On CPUs the kernels run interpreted, for tests.
+            `jaxmamba3d.ops.backend.compile_for` (`jax.export` asks for `disabled_checks` of Triton's custom
+            call). On CPUs the kernels run interpreted, for tests.
 
     Returns:
         y [B, L, D] in u's dtype, and with `return_last_state` the state [B, D, N] in float32.
