@@ -1,10 +1,10 @@
 """Convolution layers of the U-Net, channels last, and its residual block."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype
@@ -112,7 +112,7 @@ def _check_sizes(in_features: int, out_features: int, **triples: Triple) -> None
     check_count("in_features", in_features)
     check_count("out_features", out_features)
     for name, sizes in triples.items():
-        check_that(isinstance(sizes, Sequence) and len(sizes) == 3, name, "three sizes, along X, Y, Z", sizes)
+        check_that(np.shape(sizes) == (3,), name, "three sizes, along X, Y, Z", sizes)
         for size in sizes:
             check_count(name, size)
 
