@@ -41,18 +41,19 @@ from jaxmamba3d.ops.selective_scan.tpu_block import (
     Call,
     LineScratch,
     TokenScratch,
-    add_sums,
     folded,
+    in_order,
     read_rows,
     read_tile,
     registers_of,
     row_block,
+    rows_of,
     steps_of,
     unfolded,
     untiled,
     walk,
 )
-from jaxmamba3d.ops.selective_scan.tpu_sums import line_tokens
+from jaxmamba3d.ops.selective_scan.tpu_sums import line_tokens, row_sums
 from jaxmamba3d.ops.varying import results_like
 
 LARGEST_STATE = 256
@@ -95,7 +96,7 @@ def _forward_kernel(
                 for i, token in tokens:
                     h = advance(h, token, decay(token.delta))
                     ys[i] = readout(h, token, PRODUCTS)
-                add_sums(y_rows, first, register, ys)
+                y_rows[rows_of(first, register), :] += row_sums(in_order(ys))
             return h
 
         state[tile, k] = last_ref[tile, k] = walk(call, group, h)
@@ -141,31 +142,33 @@ def _gradient_kernel(
 
         def keep_states(first, count, h):
             for register, tokens in scratch.tokens(call, k, first, count):
-                ys = {}
+                states, B, C, ys = ({} for _ in range(4))
                 for i, token in tokens:
-                    own.states[first + i], own.B[first + i], own.C[first + i] = h, token.B, token.C
+                    states[i], B[i], C[i] = h, token.B, token.C
                     h = advance(h, token, decay(token.delta))
                     ys[i] = readout(h, token, PRODUCTS)
-                add_sums(own.y, first, register, ys)
+                rows = rows_of(first, register)
+                own.states[rows], own.B[rows], own.C[rows] = (jnp.stack(in_order(x)) for x in (states, B, C))
+                own.y[rows, :] += row_sums(in_order(ys))
             return h
 
         def gradients(first, count, carry):
             g, g_A, after = carry
             for register in registers_of(call, count, backward=True):
+                rows, start = rows_of(first, register), min(register)
+                states, B, C = own.states[rows], own.B[rows], own.C[rows]
                 g_u, g_delta, g_B, g_C = ({} for _ in range(4))
                 for i in register:
-                    row = pl.ds(first + i, 1)
-                    token = Token(
-                        scratch.u[row, :], scratch.delta[row, :], own.B[first + i], own.C[first + i]
-                    )
-                    h, lasting, g_y = own.states[first + i], decay(token.delta), own.g_y[row, :]
+                    row, j = pl.ds(first + i, 1), i - start
+                    token = Token(scratch.u[row, :], scratch.delta[row, :], B[j], C[j])
+                    h, lasting, g_y = states[j], decay(token.delta), own.g_y[row, :]
                     g, g_A, g_token = retreat(g, token, A, lasting, h, after, g_y, g_A, PRODUCTS)
                     g_u[i], g_delta[i], g_B[i], g_C[i] = g_token
                     after = h
-                add_sums(own.g_token.u, first, register, g_u)
-                add_sums(own.g_token.delta, first, register, g_delta)
-                own.g_token.B.put(k, first + min(register), [g_B[i] for i in sorted(register)])
-                own.g_token.C.put(k, first + min(register), [g_C[i] for i in sorted(register)])
+                own.g_token.u[rows, :] += row_sums(in_order(g_u))
+                own.g_token.delta[rows, :] += row_sums(in_order(g_delta))
+                own.g_token.B.put(k, first + start, in_order(g_B))
+                own.g_token.C.put(k, first + start, in_order(g_C))
             return g, g_A, after
 
         last = walk(call, keep_states, read_tile(call, h_in_ref, tile, k))

@@ -15,7 +15,7 @@ from jaxmamba3d.ops.selective_scan.blocks import TpuBlocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
 from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, Token
 from jaxmamba3d.ops.selective_scan.tpu_columns import repeated, spread
-from jaxmamba3d.ops.selective_scan.tpu_sums import line_sums, line_tokens, one_register, row_sums
+from jaxmamba3d.ops.selective_scan.tpu_sums import line_sums, line_tokens, one_register
 
 GROUP, INTERPRETED_GROUP = 128, 8
 """Tokens that are unrolled at once: enough to keep all units at work while the first results are under way,
@@ -175,6 +175,16 @@ def registers_of(call: Call, count: int, *, backward: bool = False) -> list[rang
     return [rows[::-1] for rows in registers[::-1]] if call.options.reverse != backward else registers
 
 
+def rows_of(first, register: range):
+    """A slice of the register's rows, counted from `first`."""
+    return pl.ds(first + min(register), len(register))
+
+
+def in_order(values: dict[int, Any]) -> list:
+    """By row, whatever order they were found in."""
+    return [values[i] for i in sorted(values)]
+
+
 class TokenScratch(NamedTuple):
     """A chunk in VMEM: rows of u and delta [T, lanes]; of B and C, for each tile of states, what
     `tpu_columns.spread` makes of them [state tiles, T, 128]; and B [state tiles, N, T]."""
@@ -211,11 +221,6 @@ class TokenScratch(NamedTuple):
             own = slice(i * call.tile_states, (i + 1) * call.tile_states)
             self.B[i], self.C[i], self.columns[i] = spread(B[own]), spread(C[own]), B[own]
         return u, delta
-
-
-def add_sums(rows, first, register: range, tiles: dict):
-    """Adds the sums over the states of some tokens' tiles to their rows."""
-    rows[pl.ds(first + min(register), len(register)), :] += row_sums([tiles[i] for i in sorted(register)])
 
 
 PRODUCTS = CHANNELS_LAST._replace(over_states=one_register, over_channels=lambda tile: tile)
