@@ -112,7 +112,8 @@ def show_image(
 ) -> None:
     """Draws a slice in grey, its first row at the bottom.
 
-    NIfTI's axes point to the front of the body and up: the first row belongs at the bottom.
+    The axes of most files point to the front of the body and up, so that it belongs there; `upright` turns
+    those of others.
 
     Args:
         panel: where.

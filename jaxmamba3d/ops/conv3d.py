@@ -122,7 +122,8 @@ def upsample3d(x: jax.Array, kernel: jax.Array, packing: Packing = UNPACKED) -> 
 def average_pool3d(x: jax.Array, window: Triple, packing: Packing = UNPACKED) -> jax.Array:
     """Means of blocks of voxels: [B, X, Y, Z, C] -> [B, X / window, Y / window, Z / window, C].
 
-    By a convolution on TPUs, for the matrix unit joins neighbours there faster than any other.
+    By a convolution where volumes are packed, and on TPUs, whose matrix unit joins neighbours faster than any
+    other.
 
     Args:
         x: volumes.
@@ -132,7 +133,7 @@ def average_pool3d(x: jax.Array, window: Triple, packing: Packing = UNPACKED) ->
     Raises:
         ValueError: a size does not divide by the window's.
 
-    Numerics: on TPUs those of a matrix product.
+    Numerics: as a convolution those of a matrix product.
     """
     sizes = x.shape[1], x.shape[2] * packing.before, x.shape[3]
     for name, size, width in zip("XYZ", sizes, window, strict=True):

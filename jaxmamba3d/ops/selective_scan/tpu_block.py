@@ -187,13 +187,13 @@ def in_order(values: dict[int, Any]) -> list:
 
 class TokenScratch(NamedTuple):
     """A chunk in VMEM: rows of u and delta [T, lanes]; of B and C, for each tile of states, what
-    `tpu_columns.spread` makes of them [state tiles, T, 128]; and B [state tiles, N, T]."""
+    `tpu_columns.spread` makes of them [state tiles, T, 128], and B itself [state tiles, fold height, T]."""
 
     u: Any
     delta: Any
     B: Any
     C: Any
-    columns: Any
+    B_columns: Any
 
     def tokens(self, call: Call, state_tile, first, count: int) -> Iterator[tuple[range, Iterator]]:
         """For each register of rows, in scan order, the rows and (i, token `first` + i); columns are repeated
@@ -201,7 +201,7 @@ class TokenScratch(NamedTuple):
         registers = registers_of(call, count)
         order = [i for register in registers for i in register]
         rows, form = pl.ds(first, count), (call.blocks.height, call.blocks.fold, call.lanes)
-        B = repeated(self.B[state_tile, rows, :], self.columns[state_tile, :, rows], *form, order)
+        B = repeated(self.B[state_tile, rows, :], self.B_columns[state_tile, :, rows], *form, order)
         C = repeated(self.C[state_tile, rows, :], None, *form, order)
 
         def token(i):
@@ -219,7 +219,7 @@ class TokenScratch(NamedTuple):
         B, C = (_read_columns(call, ref, backward) for ref in (refs.B, refs.C))
         for i in range(call.state_tiles):
             own = slice(i * call.tile_states, (i + 1) * call.tile_states)
-            self.B[i], self.C[i], self.columns[i] = spread(B[own]), spread(C[own]), B[own]
+            self.B[i], self.C[i], self.B_columns[i] = spread(B[own]), spread(C[own]), B[own]
         return u, delta
 
 
