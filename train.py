@@ -5,7 +5,8 @@ A config names everything a run depends on; `--help` after it lists the fields. 
 data and finished epochs are kept, so the same command resumes a run that was stopped.
 """
 
-from jaxmamba3d.cli import run_command, train
+from jaxmamba3d.cli import train
+from jaxmamba3d.command import run_command
 
 if __name__ == "__main__":
     run_command(train)

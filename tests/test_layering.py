@@ -12,6 +12,7 @@ LAYERS = {
     "config": 0,
     "config_file": 0,
     "checks": 0,
+    "command": 0,
     "labels": 0,
     "files": 0,
     "machine": 0,

@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import logging, sys
 from tqdm import tqdm
-from jaxmamba3d.cli import run_command
+from jaxmamba3d.command import run_command
 
 def work():
     logging.getLogger("jaxmamba3d").info("begun")

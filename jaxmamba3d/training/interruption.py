@@ -7,6 +7,8 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+from jaxmamba3d.checks import InterruptedTraining
+
 # By that service a step is a number that only rises; those of a run's folds start again. All processes ask
 # equally often.
 _asked = itertools.count(1)
@@ -15,22 +17,25 @@ _asked = itertools.count(1)
 class Interruption:
     """Notices SIGTERM, by which schedulers announce that they will end a process; a context manager.
 
-    Several processes agree on one step to stop after, by JAX's own preemption service.
+    Until `begun`, while programs are compiled, it ends the training at once. Several processes agree on one
+    step to stop after, by JAX's own preemption service.
 
     Ctrl-C interrupts at once, and again after the step: in some places, such as JAX's own callback of the
     garbage collection, Python discards the exception.
 
     Attributes:
         received: whether SIGTERM came, as all processes know it.
+        begun: whether there are steps to save; to be set by the training.
     """
 
     def __init__(self):
-        self.received = False
-        # Handlers may be set in the main thread alone, and JAX's service has one of its own.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        self._handlers = {signal.SIGINT: self._interrupt} if in_main_thread else {}
-        if in_main_thread and jax.process_count() == 1:
-            self._handlers[signal.SIGTERM] = self._receive
+        self.received = self.begun = False
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():  # which alone may set handlers
+            if callable(signal.getsignal(signal.SIGINT)):
+                self._handlers[signal.SIGINT] = self._interrupt
+            if jax.process_count() == 1:  # else JAX's service has its own
+                self._handlers[signal.SIGTERM] = self._receive
         self._interrupted = False
 
     def __enter__(self) -> "Interruption":
@@ -55,7 +60,9 @@ class Interruption:
 
     def _receive(self, *_) -> None:
         self.received = True
+        if not self.begun:
+            raise InterruptedTraining("stopped by SIGTERM before a step; the same command starts again")
 
-    def _interrupt(self, *_) -> None:
+    def _interrupt(self, *signal_and_frame) -> None:
         self._interrupted = True
-        raise KeyboardInterrupt
+        self._former[signal.SIGINT](*signal_and_frame)

@@ -100,6 +100,7 @@ def train_fold(
             lowered = lower_validation_step(net, train, task, state.params, mesh)
             validation_step = compile_fitting(lowered, mesh, step="validation step")
             wait_for_all_processes()  # the first collective gives up after half a minute
+        interruption.begun = True
         begun = time.perf_counter()
         while position.epoch < train.epochs:
             so_far = position.so_far

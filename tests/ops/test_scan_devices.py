@@ -51,9 +51,11 @@ def split_along(what, axis, mesh, arguments):
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("split", ["batch", "channels"])
 def test_two_devices(implementation, axis_type, split):
-    arguments = random_arguments(2, 300, 6, 4)
-    placed = split_along(split, "x", mesh_of(2, axis_type, "x"), arguments)
-    assert_like_reference(placed, implementation, rounding("float32", 300), delta_softplus=True)
+    arguments, mesh = random_arguments(2, 300, 6, 4), mesh_of(2, axis_type, "x")
+    # JAX wants explicit axes to be those of a mesh that is set; without it zeros have none.
+    with jax.set_mesh(mesh) if axis_type == AxisType.Explicit else contextlib.nullcontext():
+        placed = split_along(split, "x", mesh, arguments)
+        assert_like_reference(placed, implementation, rounding("float32", 300), delta_softplus=True)
 
 
 @needs_two_devices
@@ -97,6 +99,24 @@ def test_models_of_their_own_are_not_split_over_devices(implementation, mesh_is_
     for i in range(2):
         expected = selective_scan(A=A[i], **arguments, implementation="reference")
         assert_close(y[i], expected, rounding("float32", 20))
+
+
+@needs_two_devices
+@pytest.mark.parametrize("implementation", TESTED)
+def test_a_batch_that_does_not_divide_over_the_devices(implementation):
+    where = NamedSharding(mesh_of(2, AxisType.Auto), PartitionSpec("data"))
+    arguments = random_arguments(3, 20, 4, 3)
+
+    def shared_out(arguments):
+        sequences = {k: v for k, v in arguments.items() if k not in PARAMETERS}
+        return arguments | jax.lax.with_sharding_constraint(sequences, where)
+
+    @jax.jit
+    def gradients(arguments):
+        return value_and_gradients(shared_out(arguments), implementation)
+
+    expected = value_and_gradients(arguments, "reference")
+    assert_close_to_reference(gradients(arguments), expected, implementation, rounding("float32", 20))
 
 
 @needs_two_devices

@@ -8,7 +8,7 @@ from scan_contract import assert_like_reference, random_arguments
 
 from jaxmamba3d.ops.selective_scan import tpu_block
 from jaxmamba3d.ops.selective_scan.blocks import override_blocks, tpu_blocks
-from jaxmamba3d.ops.selective_scan.tpu_columns import permuted_rows, repeated, spread
+from jaxmamba3d.ops.selective_scan.tpu_columns import in_three_parts, permuted_rows, repeated
 from jaxmamba3d.ops.selective_scan.tpu_sums import line_sums, line_tokens, one_register, row_sums
 
 SHAPES = [(8, 4), (16, 2), (32, 1), (8, 1), (24, 1), (8, 3)]
@@ -26,7 +26,7 @@ def test_numbers_are_repeated_bit_for_bit(height, fold, all_multiplied):
 
     @jax.jit
     def tiles_of(x):
-        return repeated(spread(x), None if all_multiplied else x, height, fold, lanes, order)
+        return repeated(in_three_parts(x), None if all_multiplied else x, height, fold, lanes, order)
 
     tiles = tiles_of(columns)
     assert sorted(tiles) == [0, 1, 2, 3, 4]

@@ -9,7 +9,7 @@ import pytest
 from small_datasets import write_nnunet
 from training_programs import Program, epochs_of, wait_for, write_config
 
-from jaxmamba3d.cli import TRY_AGAIN
+from jaxmamba3d.command import TRY_AGAIN
 
 TRAINING = {
     "batch_size": 2,

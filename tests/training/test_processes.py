@@ -14,7 +14,7 @@ from small_datasets import write_nnunet
 from small_runs import params_of
 from training_programs import Program, epochs_of, wait_for, write_config
 
-from jaxmamba3d.cli import TRY_AGAIN
+from jaxmamba3d.command import TRY_AGAIN
 from jaxmamba3d.files import load_json, write_json
 from jaxmamba3d.run import open_run
 from jaxmamba3d.training import join_processes
@@ -28,7 +28,7 @@ SPLITS = [{"train": NAMES[2:], "val": NAMES[:1]}, {"train": NAMES[:2], "val": NA
 
 ERROR_IN_ONE = """
 import jax
-from jaxmamba3d.cli import run_command
+from jaxmamba3d.command import run_command
 from jaxmamba3d.training.processes import join_processes, wait_for_all_processes
 
 def work():

@@ -58,9 +58,6 @@ def _kernel(module) -> Implementation:
             return (
                 f"interpreted inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
             )
-        sequences = (arguments.u, arguments.delta, arguments.B, arguments.C, arguments.z)
-        if any(x.dtype == jnp.float64 for x in sequences if x is not None):
-            return "it takes no float64"
         return module.unsupported_reason(arguments, backend)
 
     return Implementation(run, unsupported_reason)
@@ -140,9 +137,9 @@ def selective_scan(
     Derivatives: in reverse mode. Those of the kernels cannot be differentiated again, and none has a
     forward mode (`jax.jvp`) but `reference`.
 
-    Several devices: a batch that is sharded stays where it is, over explicit axes and inside of
-    `jax.shard_map` too. For the kernel on TPUs and automatic axes, set a mesh (`jax.set_mesh`) with an axis
-    named data, over which the batch is then shared out.
+    Several devices: a batch that is sharded stays where it is, over explicit axes (of the mesh that is set by
+    `jax.set_mesh`) and inside of `jax.shard_map` too. For the kernel on TPUs and automatic axes, set a mesh
+    with an axis named data, over which the batch is then shared out.
 
     Raises:
         ValueError: a shape or dtype does not fit, or the implementation is unknown.

@@ -54,3 +54,9 @@ def skip_and_gate(y: jax.Array, u: jax.Array, D: jax.Array | None, z: jax.Array 
     if D is not None:
         y = y + lax.broadcast_to_rank(D, u.ndim) * u.astype(jnp.float32)
     return y if z is None else y * jax.nn.silu(z.astype(jnp.float32))
+
+
+def gate_gradient(g_out: jax.Array, z: jax.Array | None) -> jax.Array:
+    """The gradient of what `skip_and_gate` gates, in float32: the gate is linear in y, so what it makes of y
+    it makes of the gradient."""
+    return skip_and_gate(g_out, None, None, z)

@@ -39,13 +39,15 @@ def join_chunks(
     Args, with states and channels in either order:
         ends: state after each chunk from a zero state, [B, chunks, N, D].
         spans: sum of delta over each chunk, [B, chunks, 1, D].
-        A: [B, N, D], or [1, N, D] for all sequences.
+        A: [G, N, D]; sequence b has that of b % G.
         first: state before the first chunk, [B, N, D].
         reverse: the chunk stored last comes first.
 
     Returns:
         The state before each chunk [B, chunks, N, D], and that after all [B, N, D].
     """
+    groups = A.shape[0]
+    A = A if groups == 1 else jnp.tile(A, (ends.shape[0] // groups, 1, 1))
     decays = jnp.exp(spans * A[:, None])
     start = -1 if reverse else 0
     ends = ends.at[:, start].add(decays[:, start] * first)

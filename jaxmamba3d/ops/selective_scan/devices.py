@@ -11,7 +11,7 @@ import math
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxmamba3d.ops.backend import batch_axes, target_backend
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
@@ -82,11 +82,15 @@ def laid_out_as_u(arguments: ScanArguments) -> ScanArguments:
 def _explicit_mesh(batched) -> tuple[AbstractMesh, tuple[str, ...]]:
     """The mesh in the type of an array, empty without explicit axes, and the axes that split the batch."""
     sharding = jax.typeof(jax.tree.leaves(batched)[0]).sharding
-    axes = sharding.spec[0]
-    return sharding.mesh, () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    return sharding.mesh, _batch_axes_of(sharding)
 
 
-def _devices(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
+def _batch_axes_of(sharding: NamedSharding) -> tuple[str, ...]:
+    axes = sharding.spec[0] if sharding.spec else None
+    return () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+
+
+def _devices(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
@@ -122,11 +126,10 @@ def _partitioned(function, batched, parameters):
     def partition(mesh, arguments, results):
         # Whatever else the arrays were split along, kernels get them split along the batch alone, and that
         # not within a group of sequences that have parameters of their own.
-        axes = arguments[0].sharding.spec[:1]
-        shards = batch // NamedSharding(mesh, PartitionSpec(*axes)).shard_shape((batch,))[0]
-        if batch // shards % groups:
-            axes = ()
-        split, together = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (axes, ()))
+        axes = _batch_axes_of(arguments[0].sharding)
+        together = NamedSharding(mesh, PartitionSpec())
+        splits = batch % (_devices(mesh, axes) * groups) == 0
+        split = NamedSharding(mesh, PartitionSpec(axes)) if splits else together
         placements = tuple(split if n < count else together for n in range(len(arguments)))
         return mesh, flat, (split,) * len(results), placements
 

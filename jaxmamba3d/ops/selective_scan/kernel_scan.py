@@ -8,11 +8,13 @@ Inside, parameters have an axis [G] in front, for G scans in one call: sequence 
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jax.experimental import pallas as pl
 
 from jaxmamba3d.ops.selective_scan.arguments import ScanArguments
 from jaxmamba3d.ops.selective_scan.blocks import Overrides, block_overrides, overriding
@@ -32,6 +34,26 @@ class KernelOptions(NamedTuple):
     interpret: bool
     chunk: int | None = None
     overrides: Overrides = ()
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """The static part of a call of a kernel: its arrays' sizes, and the blocks that they are cut into."""
+
+    options: KernelOptions
+    batch: int
+    length: int
+    channels: int
+    states: int
+    blocks: Any
+
+    @property
+    def chunks(self) -> int:
+        return pl.cdiv(self.length, self.blocks.chunk)
+
+    def descends(self, backward: bool = False) -> bool:
+        """Whether tokens are visited from the last to the first, in scan order or against it."""
+        return self.options.reverse != backward
 
 
 class KernelInputs(NamedTuple):
@@ -59,16 +81,26 @@ def kernel_inputs(arguments: ScanArguments, g_out: jax.Array | None = None) -> K
     return KernelInputs(u, delta, jnp.swapaxes(A, 1, 2), B, C, D, z, delta_bias, g_out)
 
 
-def for_each_sequence(parameter: jax.Array, batch: int) -> jax.Array:
-    """[G, ...] -> [B, ...], or [1, ...] where all sequences have the same."""
-    groups = parameter.shape[0]
-    return parameter if groups == 1 else jnp.tile(parameter, (batch // groups, *[1] * (parameter.ndim - 1)))
-
-
 def where_present(fields: NamedTuple, arrays: NamedTuple) -> NamedTuple:
     """`fields` with None where `arrays` has None."""
     pairs = zip(fields, arrays, strict=True)
     return type(fields)(*(None if array is None else field for field, array in pairs))
+
+
+def like(array: jax.Array | None, dtype=None) -> jax.ShapeDtypeStruct | None:
+    """Shape of a gradient that is like an array; None for None."""
+    return None if array is None else jax.ShapeDtypeStruct(array.shape, dtype or array.dtype)
+
+
+def dtype_of_parts(array: jax.Array, parts: int) -> jnp.dtype:
+    """Of an array's gradient that is the sum of parts: where there are several, their sum is rounded, not
+    they."""
+    return array.dtype if parts == 1 else jnp.dtype(jnp.float32)
+
+
+def sum_of_parts(parts: jax.Array, array: jax.Array) -> jax.Array:
+    """An array's gradient from its parts, [B, parts, ...]."""
+    return jnp.sum(parts, axis=1).astype(array.dtype)
 
 
 ForwardPass = Callable[[KernelOptions, ScanArguments], tuple[jax.Array, jax.Array, Any]]

@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxmamba3d.ops.selective_scan.blocks import WARPGROUP_TILE as TILE
 from jaxmamba3d.ops.selective_scan.blocks import MosaicGpuBlocks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions, where_present
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelCall, KernelInputs, where_present
 from jaxmamba3d.ops.selective_scan.recurrence import TileForm, Token
 
 _TILE_LAYOUT = plgpu.Layout.WGMMA
@@ -35,6 +35,7 @@ def channels_first(states: int) -> TileForm:
 
 
 def read_tile(ref):
+    """[64, N], as it is stored."""
     return plgpu.load(ref, layout=_TILE_LAYOUT, optimized=False)
 
 
@@ -51,10 +52,12 @@ def read_column(ref):
 
 
 def zero_tile(states: int):
+    """[64, N] float32."""
     return plgpu.layout_cast(jnp.zeros((TILE, states), jnp.float32), _TILE_LAYOUT)
 
 
 def zero_row():
+    """[64] float32."""
     return plgpu.layout_cast(jnp.zeros((TILE,), jnp.float32), _ROW_LAYOUT)
 
 
@@ -82,20 +85,11 @@ def skip_and_gate_adjoint(y, u, D, z, g):
 
 
 @dataclass(frozen=True)
-class Call:
-    """The static part of a call, and how it is cut; `length` tokens, padded to whole chunks."""
+class MosaicGpuCall(KernelCall):
+    """`length` tokens are padded to whole chunks; the parameters are of `groups`."""
 
-    options: KernelOptions
-    groups: int
-    batch: int
-    length: int
-    channels: int
-    states: int
     blocks: MosaicGpuBlocks
-
-    @property
-    def chunks(self) -> int:
-        return pl.cdiv(self.length, self.blocks.chunk)
+    groups: int
 
     @property
     def steps(self) -> int:
@@ -114,7 +108,7 @@ class Call:
     def order(self, *, backward: bool = False) -> range:
         """The tokens of a step, in scan order or against it."""
         step = self.blocks.step
-        return range(step - 1, -1, -1) if self.options.reverse != backward else range(step)
+        return range(step - 1, -1, -1) if self.descends(backward) else range(step)
 
 
 class Place(NamedTuple):
@@ -143,7 +137,8 @@ class Place(NamedTuple):
 GRID = ("sequence", "chunk", "tile")
 
 
-def place(call: Call) -> Place:
+def place(call: MosaicGpuCall) -> Place:
+    """Of the program that asks."""
     sequence, chunk, tile = (lax.axis_index(name) for name in GRID)
     return Place(0 if call.groups == 1 else lax.rem(sequence, jnp.int32(call.groups)), sequence, chunk, tile)
 
@@ -152,7 +147,7 @@ def place(call: Call) -> Place:
 class Step:
     """Some tokens of a chunk in shared memory: `refs`, [step, 64] and [step, N]; `first` in the sequence."""
 
-    call: Call
+    call: MosaicGpuCall
     refs: KernelInputs
     first: jax.Array
     delta_bias: jax.Array | None
@@ -163,6 +158,7 @@ class Step:
         return pl.ds(self.first, self.call.blocks.step)
 
     def row(self, ref, j: int):
+        """The channels of token j, [64] float32; None stays None."""
         return None if ref is None else read_row(ref.at[j])
 
     def size(self, j: int):
@@ -190,7 +186,7 @@ class Step:
 
 
 def walk(
-    call: Call,
+    call: MosaicGpuCall,
     at: Place,
     refs: KernelInputs,
     delta_bias,
@@ -208,7 +204,7 @@ def walk(
 
     def stored(k):
         """The step among all of the sequence."""
-        return at.chunk * call.steps + (last - k if call.options.reverse != backward else k)
+        return at.chunk * call.steps + (last - k if call.descends(backward) else k)
 
     row = plgpu.BlockSpec((step, TILE), lambda k: (stored(k), at.tile))
     column = plgpu.BlockSpec((step, call.states), lambda k: (stored(k), 0))

@@ -15,19 +15,22 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxmamba3d.ops.backend import older_gpu_than
-from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, gate_gradient, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import mosaic_gpu_blocks
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
 from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
     differentiable_scan,
-    for_each_sequence,
+    dtype_of_parts,
+    like,
+    sum_of_parts,
+    where_present,
 )
 from jaxmamba3d.ops.selective_scan.mosaic_gpu_tile import (
     GRID,
     TILE,
-    Call,
+    MosaicGpuCall,
     place,
     read_row,
     read_tile,
@@ -57,6 +60,8 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
         return f"it needs a Hopper GPU or newer, and this one is of compute capability {old}"
     if axes := varying_axes(arguments):
         return f"inside of jax.shard_map, here over {', '.join(axes)}, it needs check_vma=False"
+    if other := arguments.other_dtype("float16", "bfloat16", "float32"):
+        return f"it takes float16, bfloat16 and float32, and not {other}"
     channels, states = arguments.A.shape
     if channels % TILE:
         return f"it works on {TILE} channels at a time, and {channels} are no multiple of that"
@@ -72,7 +77,7 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     return None
 
 
-def _summary_kernel(call: Call, refs: KernelInputs, out):
+def _summary_kernel(call: MosaicGpuCall, refs: KernelInputs, out):
     """The state after a chunk from a zero start, and the sum of its steps."""
     at, (end_ref, span_ref) = place(call), out
     delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.parameter]), call.form)
@@ -89,7 +94,7 @@ def _summary_kernel(call: Call, refs: KernelInputs, out):
     span_ref[at.state] = span
 
 
-def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref, y_rows):
+def _output_kernel(call: MosaicGpuCall, refs: KernelInputs, h_in_ref, y_ref, y_rows):
     """y of a chunk, from the state before it."""
     at = place(call)
     delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.parameter]), call.form)
@@ -108,7 +113,7 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref, y_rows):
     plgpu.wait_smem_to_gmem(0)
 
 
-def _adjoint_summary_kernel(call: Call, refs: KernelInputs, out):
+def _adjoint_summary_kernel(call: MosaicGpuCall, refs: KernelInputs, out):
     """The gradient of the state before a chunk that the chunk's own outputs give."""
     at, (g_ref,) = place(call), out
     delta_bias, decay = _bias(refs, at), decay_of(read_tile(refs.A.at[at.parameter]), call.form)
@@ -116,8 +121,7 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, out):
     def body(_, step, g):
         for j in call.order(backward=True):
             token = step.token(j)
-            # The gate is linear in y: what it makes of y it makes of the gradient.
-            g_y = skip_and_gate(step.row(step.refs.g_out, j), None, None, step.row(step.refs.z, j))
+            g_y = gate_gradient(step.row(step.refs.g_out, j), step.row(step.refs.z, j))
             g = (g + call.form.from_row(g_y) * call.form.from_column(token.C)) * decay(token.delta)
         return g, []
 
@@ -133,7 +137,7 @@ class _GradientScratch(NamedTuple):
 
 
 def _gradient_kernel(
-    call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, scratch: _GradientScratch
+    call: MosaicGpuCall, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, scratch: _GradientScratch
 ):
     """All gradients of a chunk, from the state before it and the gradient of the state after it.
 
@@ -200,7 +204,7 @@ def _bias(refs: KernelInputs, at):
     return _parameter(refs.delta_bias, at)
 
 
-def _launch(call: Call, kernel, name: str, operands, out_type, scratch_types=()):
+def _launch(call: MosaicGpuCall, kernel, name: str, operands, out_type, scratch_types=()):
     """Runs a kernel(call, *operands, out, *scratch), one program a sequence, chunk and tile.
 
     Arguments and results are trees of arrays.
@@ -227,7 +231,7 @@ def _launch(call: Call, kernel, name: str, operands, out_type, scratch_types=())
     return jax.tree.unflatten(jax.tree.structure(out_type), run(*jax.tree.leaves(operands)))
 
 
-def _inputs(call: Call, arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
+def _inputs(call: MosaicGpuCall, arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
     """Sequences padded to whole chunks; A [G, D, N], D and delta_bias [G, D]."""
     padding = call.chunks * call.blocks.chunk - call.length
 
@@ -239,16 +243,16 @@ def _inputs(call: Call, arguments: ScanArguments, g_out: jax.Array | None = None
     return inputs._replace(**rows)
 
 
-def _call(options: KernelOptions, arguments: ScanArguments) -> Call:
+def _call(options: KernelOptions, arguments: ScanArguments) -> MosaicGpuCall:
     (batch, length, channels), (groups, _, states) = arguments.u.shape, arguments.A.shape
-    return Call(options, groups, batch, length, channels, states, mosaic_gpu_blocks(length, states))
+    blocks = mosaic_gpu_blocks(length, states)
+    return MosaicGpuCall(options, batch, length, channels, states, blocks, groups)
 
 
 def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     call = _call(options, arguments)
     inputs = _inputs(call, arguments)
-    batch, _, channels = inputs.u.shape
-    rows = (batch, call.chunks, channels)
+    rows = (call.batch, call.chunks, call.channels)
     state = jax.ShapeDtypeStruct((*rows, call.states), jnp.float32)
     ends, spans = _launch(
         call,
@@ -257,14 +261,13 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         (inputs._replace(C=None, D=None, z=None),),
         (state, jax.ShapeDtypeStruct(rows, jnp.float32)),
     )
-    A = for_each_sequence(inputs.A, batch)
-    h_in, last_state = join_chunks(ends, spans[..., None], A, arguments.h0, reverse=options.reverse)
+    h_in, last_state = join_chunks(ends, spans[..., None], inputs.A, arguments.h0, reverse=options.reverse)
     y = _launch(
         call,
         _output_kernel,
         "output",
         (inputs, h_in),
-        jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype),
+        like(inputs.u),
         (plgpu.SMEM((call.blocks.step, TILE), inputs.u.dtype),),
     )
     return y[:, : call.length], last_state, (h_in, spans)
@@ -279,21 +282,16 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         _adjoint_summary_kernel,
         "adjoint_summary",
         (inputs._replace(u=None, B=None, D=None),),
-        (jax.ShapeDtypeStruct(h_in.shape, jnp.float32),),
+        (like(h_in),),
     )
-    batch, padded, channels = inputs.u.shape
-    A = for_each_sequence(inputs.A, batch)
-    g_in, g_h0 = join_chunks(g_ends, spans[..., None], A, g_last, reverse=not options.reverse)
+    g_in, g_h0 = join_chunks(g_ends, spans[..., None], inputs.A, g_last, reverse=not options.reverse)
 
-    step, states, tiles = call.blocks.step, call.states, channels // TILE
-    parameter = jax.ShapeDtypeStruct(spans.shape, jnp.float32)
-
-    def like(x):
-        return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
+    step, states, tiles = call.blocks.step, call.states, call.channels // TILE
 
     def column(x):
-        """Of each tile; where there are several, their sum is rounded, not they."""
-        return jax.ShapeDtypeStruct((batch, tiles, padded, states), x.dtype if tiles == 1 else jnp.float32)
+        """Of each tile."""
+        batch, padded, _ = x.shape
+        return jax.ShapeDtypeStruct((batch, tiles, padded, states), dtype_of_parts(x, tiles))
 
     out = ScanArguments(
         u=like(inputs.u),
@@ -301,11 +299,12 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         A=like(h_in),
         B=column(inputs.B),
         C=column(inputs.C),
-        D=None if inputs.D is None else parameter,
+        D=like(spans),
         z=like(inputs.z),
-        delta_bias=None if inputs.delta_bias is None else parameter,
+        delta_bias=like(spans),
         h0=None,
     )
+    out = where_present(out, arguments)
     rows = out._replace(A=None, D=None, delta_bias=None)
     rows = jax.tree.map(lambda x: plgpu.SMEM((step, states if x.ndim == 4 else TILE), x.dtype), rows)
     swizzle = next(size for size in (128, 64, 32) if 4 * states % size == 0)
@@ -318,9 +317,7 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         call, _gradient_kernel, "gradient", (inputs, h_in, g_in), out, (_GradientScratch(kept, rows),)
     )
     g_u, g_delta, g_z = (None if x is None else x[:, : call.length] for x in (g.u, g.delta, g.z))
-    g_B, g_C = (
-        jnp.sum(x[:, :, : call.length], axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C))
-    )
+    g_B, g_C = (sum_of_parts(x[:, :, : call.length], y) for x, y in ((g.B, inputs.B), (g.C, inputs.C)))
     g_A, g_D, g_bias = (None if x is None else jnp.sum(x, axis=1) for x in (g.A, g.D, g.delta_bias))
     return ScanArguments(g_u, g_delta, g_A, g_B, g_C, g_D, g_z, g_bias, g_h0)
 

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxmamba3d.ops.backend import LANES, is_old_tpu
-from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, gate_gradient, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import (
     OLD_TPU_STATE_BYTES,
     TPU_VMEM_BYTES,
@@ -32,15 +32,17 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
     differentiable_scan,
+    dtype_of_parts,
     kernel_inputs,
+    like,
     where_present,
 )
 from jaxmamba3d.ops.selective_scan.recurrence import Token, advance, decay_of, readout, retreat
 from jaxmamba3d.ops.selective_scan.tpu_block import (
     PRODUCTS,
-    Call,
     LineScratch,
     TokenScratch,
+    TpuCall,
     folded,
     in_order,
     read_rows,
@@ -77,7 +79,7 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
 
 
 def _forward_kernel(
-    call: Call, refs: KernelInputs, h0_ref, y_ref, h_in_ref, last_ref, scratch, state, y_rows
+    call: TpuCall, refs: KernelInputs, h0_ref, y_ref, h_in_ref, last_ref, scratch, state, y_rows
 ):
     """y of a chunk, and the state before it; `state` holds the running states of all tiles."""
     step, tile = pl.program_id(1), pl.program_id(2)
@@ -120,7 +122,7 @@ class _GradientScratch(NamedTuple):
 
 
 def _gradient_kernel(
-    call: Call, refs: KernelInputs, h_in_ref, g_last_ref, out, scratch, own: _GradientScratch
+    call: TpuCall, refs: KernelInputs, h_in_ref, g_last_ref, out, scratch, own: _GradientScratch
 ):
     """All gradients of a chunk, from the state before it and the gradient of the state after it.
 
@@ -133,7 +135,7 @@ def _gradient_kernel(
     z, g_out = read_rows(call, refs.z, True), read_rows(call, refs.g_out, True)
     for ref in (own.y, own.g_token.u, own.g_token.delta):
         ref[...] = jnp.zeros_like(ref)
-    own.g_y[...] = jax.vjp(lambda y: skip_and_gate(y, u, D, z), own.y[...])[1](g_out)[0]
+    own.g_y[...] = gate_gradient(g_out, z)
 
     @call.for_each_state_tile
     def _(k):
@@ -196,7 +198,7 @@ def _add(ref, index, value, begun):
     ref[index] = (jnp.where(begun, ref[index], 0.0).astype(value.dtype) + value).astype(ref.dtype)
 
 
-def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInputs:
+def _input_blocks(call: TpuCall, inputs: KernelInputs, backward: bool) -> KernelInputs:
     chunk, tile = call.blocks.chunk, call.blocks.tile
 
     def time_last(rows, position):
@@ -222,37 +224,37 @@ def _input_blocks(call: Call, inputs: KernelInputs, backward: bool) -> KernelInp
     return where_present(blocks, inputs)
 
 
-def _rows(call: Call) -> tuple[int, int]:
+def _rows(call: TpuCall) -> tuple[int, int]:
     """Of a state: [state tiles, height]."""
     return call.state_tiles, call.blocks.height
 
 
-def _border_block(call: Call, backward: bool) -> pl.BlockSpec:
+def _border_block(call: TpuCall, backward: bool) -> pl.BlockSpec:
     """Of the states before the chunks, [B, chunks, state tiles, height, lanes of all tiles]."""
     tile = (None, None, *_rows(call), call.lanes)
     return pl.BlockSpec(tile, lambda b, s, d: (b, call.stored_chunk(s, backward), 0, 0, d))
 
 
-def _state_block(call: Call) -> pl.BlockSpec:
+def _state_block(call: TpuCall) -> pl.BlockSpec:
     """Of a state of each sequence, [B, state tiles, height, lanes of all tiles]."""
     return pl.BlockSpec((None, *_rows(call), call.lanes), lambda b, s, d: (b, 0, 0, d))
 
 
-def _tiled(call: Call, *rows: int):
+def _tiled(call: TpuCall, *rows: int):
     """Shape and block of an output [B, tiles, *rows, lanes] that stays in VMEM for all of a sequence."""
     shape = (call.tiles, *rows, call.lanes)
     block = pl.BlockSpec((None, *shape), lambda b, s, d: (b, *[0] * len(shape)))
     return jax.ShapeDtypeStruct((call.batch, *shape), jnp.float32), block
 
 
-def _token_scratch(call: Call) -> TokenScratch:
+def _token_scratch(call: TpuCall) -> TokenScratch:
     row = pltpu.VMEM((call.blocks.chunk, call.lanes), jnp.float32)
     column = pltpu.VMEM((call.state_tiles, call.blocks.chunk, LANES), jnp.float32)
     columns = pltpu.VMEM((call.state_tiles, call.tile_states, call.blocks.chunk), jnp.float32)
     return TokenScratch(row, row, column, column, columns)
 
 
-def _gradient_scratch(call: Call) -> _GradientScratch:
+def _gradient_scratch(call: TpuCall) -> _GradientScratch:
     chunk, (state_tiles, height) = call.blocks.chunk, _rows(call)
     row = pltpu.VMEM((chunk, call.lanes), jnp.float32)
     tokens = line_tokens(height)
@@ -273,7 +275,7 @@ def _gradient_scratch(call: Call) -> _GradientScratch:
     )
 
 
-def _run(call: Call, kernel, name: str, operands, out_shape, **options):
+def _run(call: TpuCall, kernel, name: str, operands, out_shape, **options):
     return pl.pallas_call(
         functools.partial(kernel, call),
         name=f"selective_scan_{name}",
@@ -288,18 +290,18 @@ def _run(call: Call, kernel, name: str, operands, out_shape, **options):
     )(*operands)
 
 
-def _call(options: KernelOptions, arguments: ScanArguments) -> Call:
+def _call(options: KernelOptions, arguments: ScanArguments) -> TpuCall:
     (batch, length, channels), states = arguments.u.shape, arguments.A.shape[2]
     blocks = tpu_blocks(length, channels, states, old=is_old_tpu())
-    return Call(options, batch, length, channels, states, blocks)
+    return TpuCall(options, batch, length, channels, states, blocks)
 
 
-def _turned(call: Call, row):
+def _turned(call: TpuCall, row):
     """[B, L, D] as the kernels take it, or back; None stays None."""
     return row if row is None or call.channels >= LANES else jnp.swapaxes(row, 1, 2)
 
 
-def _inputs(call: Call, arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
+def _inputs(call: TpuCall, arguments: ScanArguments, g_out: jax.Array | None = None) -> KernelInputs:
     """u, delta, z and g_out [B, L, D], or with time last if narrow; B and C [B, N, L]; parameters folded."""
     inputs, fold = kernel_inputs(arguments, g_out), call.blocks.fold
     rows = {name: _turned(call, getattr(inputs, name)) for name in ("u", "delta", "z", "g_out")}
@@ -323,7 +325,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         "forward",
         (inputs, folded(call, arguments.h0)),
         [
-            jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype),
+            like(inputs.u),
             jax.ShapeDtypeStruct((call.batch, call.chunks, *state_shape), jnp.float32),
             last_shape,
         ],
@@ -344,25 +346,21 @@ def _backward_pass(options, arguments: ScanArguments, h_in, g_out, g_last):
     blocks = _input_blocks(call, inputs, True)
     tiled_state, tiled_line = _tiled(call, *rows), _tiled(call, 1)
 
-    def pair(array, block, dtype=None):
-        """Shape and block of a gradient like an array; None for None."""
-        return None if array is None else (jax.ShapeDtypeStruct(array.shape, dtype or array.dtype), block)
+    def of_tiles(array):
+        return like(array, dtype_of_parts(array, call.tiles))
 
-    sum_dtype = None if call.tiles == 1 else jnp.float32  # of the sums over tiles in B and C
     outputs = ScanArguments(
-        u=pair(inputs.u, blocks.u),
-        delta=pair(inputs.delta, blocks.delta),
+        u=(like(inputs.u), blocks.u),
+        delta=(like(inputs.delta), blocks.delta),
         A=tiled_state,
-        B=pair(inputs.B, blocks.B, sum_dtype),
-        C=pair(inputs.C, blocks.C, sum_dtype),
-        D=None if inputs.D is None else tiled_line,
-        z=pair(inputs.z, blocks.z),
-        delta_bias=None if inputs.delta_bias is None else tiled_line,
+        B=(of_tiles(inputs.B), blocks.B),
+        C=(of_tiles(inputs.C), blocks.C),
+        D=tiled_line,
+        z=(like(inputs.z), blocks.z),
+        delta_bias=tiled_line,
         h0=tiled_state,
     )
-    shapes, specs = (
-        ScanArguments(*(None if output is None else output[i] for output in outputs)) for i in range(2)
-    )
+    shapes, specs = (where_present(ScanArguments(*each), arguments) for each in zip(*outputs, strict=True))
     (g,) = _run(
         call,
         _gradient_kernel,

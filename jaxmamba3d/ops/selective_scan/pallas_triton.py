@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from jaxmamba3d.ops.backend import older_gpu_than
-from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, gate_gradient, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import triton_blocks, triton_chunk
 from jaxmamba3d.ops.selective_scan.chunking import join_chunks
 from jaxmamba3d.ops.selective_scan.devices import sequences_a_device
@@ -26,13 +26,15 @@ from jaxmamba3d.ops.selective_scan.kernel_scan import (
     KernelInputs,
     KernelOptions,
     differentiable_scan,
-    for_each_sequence,
+    dtype_of_parts,
     kernel_inputs,
+    like,
+    sum_of_parts,
     where_present,
 )
 from jaxmamba3d.ops.selective_scan.recurrence import advance, decay_of, readout
 from jaxmamba3d.ops.selective_scan.triton_gradient import ChunkRows, GradientMemory, gradient_kernel
-from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile
+from jaxmamba3d.ops.selective_scan.triton_tile import Tile, TritonCall
 from jaxmamba3d.ops.selective_scan.triton_walk import Walk
 from jaxmamba3d.ops.varying import results_like
 
@@ -56,7 +58,7 @@ def unsupported_reason(arguments: ScanArguments, backend: str) -> str | None:
     return None
 
 
-def _single_tile(call: Call, width: int) -> Tile:
+def _single_tile(call: TritonCall, width: int) -> Tile:
     """The tile of a program whose block is one chunk by one tile."""
     return Tile(
         call,
@@ -70,7 +72,7 @@ def _single_tile(call: Call, width: int) -> Tile:
     )
 
 
-def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
+def _summary_kernel(call: TritonCall, refs: KernelInputs, end_ref, span_ref):
     """The state after a chunk from a zero start, and the sum of its steps."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
@@ -91,7 +93,7 @@ def _summary_kernel(call: Call, refs: KernelInputs, end_ref, span_ref):
     tile.store_parameter(span_ref, span)
 
 
-def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
+def _output_kernel(call: TritonCall, refs: KernelInputs, h_in_ref, y_ref):
     """y of a chunk, from the state before it."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, D, delta_bias = tile.state(refs.A), tile.parameter(refs.D), tile.parameter(refs.delta_bias)
@@ -111,7 +113,7 @@ def _output_kernel(call: Call, refs: KernelInputs, h_in_ref, y_ref):
     walk(steps, each, tile.state(h_in_ref), store)
 
 
-def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
+def _adjoint_summary_kernel(call: TritonCall, refs: KernelInputs, g_ref):
     """The gradient of the state before a chunk that the chunk's own outputs give."""
     tile = _single_tile(call, call.blocks.forward_tile)
     A, delta_bias = tile.state(refs.A), tile.parameter(refs.delta_bias)
@@ -119,8 +121,7 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     walk = Walk(tile, refs, rows=("delta", "z", "g_out"), backward=True)
 
     def steps_and_gradients(t, rows):
-        # The gate is linear in y: what it makes of y it makes of the gradient.
-        return [tile.step(t, rows.delta, delta_bias), skip_and_gate(rows.g_out, None, None, rows.z)]
+        return [tile.step(t, rows.delta, delta_bias), gate_gradient(rows.g_out, rows.z)]
 
     def each(token, g_y, g):
         def part(g, decay, C):
@@ -132,17 +133,17 @@ def _adjoint_summary_kernel(call: Call, refs: KernelInputs, g_ref):
     tile.store_state(g_ref, walk(steps_and_gradients, each, zero))
 
 
-def _call(options: KernelOptions, inputs: KernelInputs) -> Call:
+def _call(options: KernelOptions, inputs: KernelInputs) -> TritonCall:
     (batch, length, channels), states = inputs.u.shape, inputs.A.shape[1]
     blocks = triton_blocks(batch, length, channels, states, options.chunk)
-    return Call(options, length, channels, states, blocks)
+    return TritonCall(options, batch, length, channels, states, blocks)
 
 
 def _token_block(tokens: int, width: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, tokens, width), lambda b, s, c: (b, s, c))
 
 
-def _input_blocks(call: Call, inputs: KernelInputs, tokens: int, channels: int) -> KernelInputs:
+def _input_blocks(call: TritonCall, inputs: KernelInputs, tokens: int, channels: int) -> KernelInputs:
     """Blocks of the inputs for programs of so many tokens and channels."""
     row = _token_block(tokens, channels)
     column = pl.BlockSpec((None, tokens, call.state_tile), lambda b, s, c: (b, s, 0))
@@ -155,7 +156,7 @@ def _input_blocks(call: Call, inputs: KernelInputs, tokens: int, channels: int) 
     return where_present(blocks, inputs)
 
 
-def _state_block(call: Call, chunks: int | None, channels: int) -> pl.BlockSpec:
+def _state_block(call: TritonCall, chunks: int | None, channels: int) -> pl.BlockSpec:
     """Of arrays [B, chunks, N, D]; `chunks` None: one chunk a program, and the block lacks that axis."""
     return pl.BlockSpec((None, chunks, call.state_tile, channels), lambda b, s, c: (b, s, 0, c))
 
@@ -166,7 +167,7 @@ def _own_block(array: jax.ShapeDtypeStruct) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, None, *shape), lambda b, s, c: (b, s, c, *[0] * len(shape)))
 
 
-def _run(call: Call, kernel, name: str, warps: int, operands, out_shape, **options):
+def _run(call: TritonCall, kernel, name: str, warps: int, operands, out_shape, **options):
     return pl.pallas_call(
         functools.partial(kernel, call),
         name=f"selective_scan_{name}",
@@ -177,10 +178,10 @@ def _run(call: Call, kernel, name: str, warps: int, operands, out_shape, **optio
     )(*operands)
 
 
-def _run_forward(call: Call, kernel, name: str, inputs: KernelInputs, states, out_shape, out_specs):
+def _run_forward(call: TritonCall, kernel, name: str, inputs: KernelInputs, states, out_shape, out_specs):
     """A kernel whose program is one chunk by one tile."""
     blocks = call.blocks
-    batch, width = inputs.delta.shape[0], blocks.forward_tile
+    width = blocks.forward_tile
     return _run(
         call,
         kernel,
@@ -188,7 +189,7 @@ def _run_forward(call: Call, kernel, name: str, inputs: KernelInputs, states, ou
         blocks.forward_warps,
         (inputs, *states),
         out_shape,
-        grid=(batch, call.chunks, pl.cdiv(call.channels, width)),
+        grid=(call.batch, call.chunks, pl.cdiv(call.channels, width)),
         in_specs=[
             _input_blocks(call, inputs, blocks.chunk, width),
             *(_state_block(call, None, width) for _ in states),
@@ -200,8 +201,8 @@ def _run_forward(call: Call, kernel, name: str, inputs: KernelInputs, states, ou
 def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     inputs = kernel_inputs(arguments)
     call = _call(options, inputs)
-    batch, width = inputs.u.shape[0], call.blocks.forward_tile
-    state = (call.states, call.channels)
+    width = call.blocks.forward_tile
+    chunks, state = (call.batch, call.chunks), (call.states, call.channels)
     ends, spans = _run_forward(
         call,
         _summary_kernel,
@@ -209,8 +210,8 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         inputs._replace(C=None, D=None, z=None),
         (),
         out_shape=[
-            jax.ShapeDtypeStruct((batch, call.chunks, *state), jnp.float32),
-            jax.ShapeDtypeStruct((batch, call.chunks, 1, call.channels), jnp.float32),
+            jax.ShapeDtypeStruct((*chunks, *state), jnp.float32),
+            jax.ShapeDtypeStruct((*chunks, 1, call.channels), jnp.float32),
         ],
         out_specs=[
             _state_block(call, None, width),
@@ -220,7 +221,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
     h_in, last_state = join_chunks(
         ends,
         spans,
-        for_each_sequence(inputs.A, batch),
+        inputs.A,
         jnp.swapaxes(arguments.h0, 1, 2),
         reverse=call.options.reverse,
     )
@@ -230,7 +231,7 @@ def _forward_pass(options: KernelOptions, arguments: ScanArguments):
         "output",
         inputs,
         (h_in,),
-        out_shape=[jax.ShapeDtypeStruct(inputs.u.shape, inputs.u.dtype)],
+        out_shape=[like(inputs.u)],
         out_specs=[_token_block(call.blocks.chunk, width)],
     )
     return y, jnp.swapaxes(last_state, 1, 2), (h_in, spans)
@@ -240,20 +241,20 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     h_in, spans = residuals
     inputs = kernel_inputs(arguments, g_out)
     call = _call(options, inputs)
-    blocks, batch = call.blocks, inputs.u.shape[0]
+    blocks = call.blocks
     (g_ends,) = _run_forward(
         call,
         _adjoint_summary_kernel,
         "adjoint_summary",
         inputs._replace(u=None, B=None, D=None),
         (),
-        out_shape=[jax.ShapeDtypeStruct(h_in.shape, jnp.float32)],
+        out_shape=[like(h_in)],
         out_specs=[_state_block(call, None, blocks.forward_tile)],
     )
     g_in, g_h0 = join_chunks(
         g_ends,
         spans,
-        for_each_sequence(inputs.A, batch),
+        inputs.A,
         jnp.swapaxes(g_last, 1, 2),
         reverse=not call.options.reverse,
     )
@@ -267,14 +268,10 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     parameter = pl.BlockSpec((None, None, 1, width), lambda b, s, c: (b, s, 0, c))
 
     def array(*shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct((batch, *shape), dtype)
-
-    def like(x):
-        return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.ShapeDtypeStruct((call.batch, *shape), dtype)
 
     def of_splits(x):
-        """Where there are several, their sum is rounded, not they."""
-        return array(splits, call.length, call.states, dtype=x.dtype if splits == 1 else jnp.float32)
+        return array(splits, call.length, call.states, dtype=dtype_of_parts(x, splits))
 
     def own(*shape):
         """For each program."""
@@ -287,11 +284,12 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         A=array(slots, states, channels),
         B=of_splits(inputs.B),
         C=of_splits(inputs.C),
-        D=None if inputs.D is None else array(slots, 1, channels),
+        D=array(slots, 1, channels),
         z=like(inputs.z),
-        delta_bias=None if inputs.delta_bias is None else array(slots, 1, channels),
+        delta_bias=array(slots, 1, channels),
         h0=None,
     )
+    shapes = where_present(shapes, arguments)
     sums = None if blocks.groups == 1 else own(blocks.chunk, call.state_tile)
     kept_states = own(blocks.chunk // blocks.stride, blocks.gradient_states, blocks.gradient_tile)
     row_memory = own(blocks.chunk, blocks.gradient_tile)
@@ -306,14 +304,14 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
         blocks.gradient_warps,
         (inputs, h_in, g_in),
         [shapes, memory],
-        grid=(batch, slots, splits),
+        grid=(call.batch, slots, splits),
         in_specs=[
             _input_blocks(call, inputs, tokens, width),
             *[_state_block(call, blocks.run, width)] * 2,
         ],
         out_specs=[where_present(blocks_out, shapes), jax.tree.map(_own_block, memory)],
     )
-    g_B, g_C = (jnp.sum(x, axis=1).astype(y.dtype) for x, y in ((g.B, inputs.B), (g.C, inputs.C)))
+    g_B, g_C = sum_of_parts(g.B, inputs.B), sum_of_parts(g.C, inputs.C)
     g_D, g_bias = (None if x is None else jnp.sum(x, axis=(1, 2)) for x in (g.D, g.delta_bias))
     g_A, g_h0 = (jnp.swapaxes(x, 1, 2) for x in (jnp.sum(g.A, axis=1), g_h0))
     return ScanArguments(g.u, g.delta, g_A, g_B, g_C, g_D, g.z, g_bias, g_h0)

@@ -12,9 +12,9 @@ from jax.experimental import pallas as pl
 from jaxmamba3d.ops.backend import LANES, SUBLANES
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import TpuBlocks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs, KernelOptions
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelCall, KernelInputs
 from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, Token
-from jaxmamba3d.ops.selective_scan.tpu_columns import repeated, spread
+from jaxmamba3d.ops.selective_scan.tpu_columns import in_three_parts, repeated
 from jaxmamba3d.ops.selective_scan.tpu_sums import line_sums, line_tokens, one_register
 
 GROUP, INTERPRETED_GROUP = 128, 8
@@ -24,19 +24,10 @@ of sums has."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """The static part of a call, and how it is cut."""
+class TpuCall(KernelCall):
+    """A program's block is a chunk by a tile of channels; its states come in tiles, one after another."""
 
-    options: KernelOptions
-    batch: int
-    length: int
-    channels: int
-    states: int
     blocks: TpuBlocks
-
-    @property
-    def chunks(self) -> int:
-        return pl.cdiv(self.length, self.blocks.chunk)
 
     @property
     def tiles(self) -> int:
@@ -75,17 +66,17 @@ class Call:
 
     def stored_chunk(self, step, backward: bool):
         """The chunk, in stored order, that a step of the grid works on."""
-        return self.chunks - 1 - step if self.options.reverse != backward else step
+        return self.chunks - 1 - step if self.descends(backward) else step
 
 
-def untiled(call: Call, array: jax.Array) -> jax.Array:
+def untiled(call: TpuCall, array: jax.Array) -> jax.Array:
     """[B, tiles, *rows, lanes] -> [B, *rows, fold, D]."""
     joined = jnp.moveaxis(array, 1, -2)
     joined = joined.reshape(*joined.shape[:-2], call.blocks.fold, -1)
     return joined[..., : call.channels]
 
 
-def folded(call: Call, array: jax.Array) -> jax.Array:
+def folded(call: TpuCall, array: jax.Array) -> jax.Array:
     """[..., D, N] -> [..., state tiles, height, fold D], 0 where states fill up a tile."""
     *outer, channels, states = array.shape
     filled = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, call.filled_states - states)])
@@ -95,14 +86,14 @@ def folded(call: Call, array: jax.Array) -> jax.Array:
     return jnp.swapaxes(parts, -3, -2).reshape(*outer, state_tiles, height, -1)
 
 
-def unfolded(call: Call, array: jax.Array) -> jax.Array:
+def unfolded(call: TpuCall, array: jax.Array) -> jax.Array:
     """[B, tiles, state tiles, height, lanes] -> [B, D, N]."""
     parts = jnp.swapaxes(untiled(call, array), 2, 3)  # [B, state tiles, fold, height, D]
     joined = parts.reshape(call.batch, call.filled_states, call.channels)
     return jnp.swapaxes(joined, 1, 2)[..., : call.states]
 
 
-def read_rows(call: Call, ref, backward: bool):
+def read_rows(call: TpuCall, ref, backward: bool):
     """A block of channels as float32 rows [T, lanes], 0 beyond the sequence and the channels."""
     if ref is None:
         return None
@@ -111,12 +102,12 @@ def read_rows(call: Call, ref, backward: bool):
     return _within_channels(call, pl.program_id(2), _within_sequence(call, rows, 0, backward))
 
 
-def _read_columns(call: Call, ref, backward: bool):
+def _read_columns(call: TpuCall, ref, backward: bool):
     """A block of states as float32 [N, T], 0 beyond the sequence."""
     return _within_sequence(call, ref[...].astype(jnp.float32), 1, backward)
 
 
-def row_block(call: Call, rows):
+def row_block(call: TpuCall, rows):
     """Rows as a block of channels: the sum of what the parts of the states have given."""
     if call.channels >= LANES:
         return rows
@@ -124,7 +115,7 @@ def row_block(call: Call, rows):
     return sum(block[k * call.channels :][: call.channels] for k in range(call.blocks.fold))
 
 
-def _within_sequence(call: Call, value, axis: int, backward: bool):
+def _within_sequence(call: TpuCall, value, axis: int, backward: bool):
     """0 where the axis, time, goes beyond the sequence."""
     if call.length % call.blocks.chunk == 0:
         return value
@@ -132,7 +123,7 @@ def _within_sequence(call: Call, value, axis: int, backward: bool):
     return jnp.where(first + lax.broadcasted_iota(jnp.int32, value.shape, axis) < call.length, value, 0.0)
 
 
-def _within_channels(call: Call, tile, value):
+def _within_channels(call: TpuCall, tile, value):
     """A tile with channels last, 0 beyond the channels."""
     if call.channels % call.blocks.tile == 0:
         return value
@@ -140,21 +131,21 @@ def _within_channels(call: Call, tile, value):
     return jnp.where(channel < call.channels, value, 0.0)
 
 
-def steps_of(call: Call, backward: bool, delta, delta_bias):
+def steps_of(call: TpuCall, backward: bool, delta, delta_bias):
     """Steps [T, lanes] from the rows of delta, 0 beyond the sequence."""
     steps = step_size(delta, delta_bias, call.options.delta_softplus)
     return _within_sequence(call, steps, 0, backward)
 
 
-def read_tile(call: Call, ref, tile, state_tile=...):
+def read_tile(call: TpuCall, ref, tile, state_tile=...):
     """A parameter or state of the tile's channels; None stays None."""
     return None if ref is None else _within_channels(call, tile, ref[state_tile])
 
 
-def walk(call: Call, body, carry, *, backward: bool = False):
+def walk(call: TpuCall, body, carry, *, backward: bool = False):
     """carry = body(first row, rows, carry) for groups of rows of a chunk, in scan order or against it."""
     whole, rest = divmod(call.blocks.chunk, call.group)
-    descending = call.options.reverse != backward
+    descending = call.descends(backward)
 
     def group(i, carry):
         k = whole - 1 - i if descending else i
@@ -169,10 +160,10 @@ def walk(call: Call, body, carry, *, backward: bool = False):
     return carry
 
 
-def registers_of(call: Call, count: int, *, backward: bool = False) -> list[range]:
+def registers_of(call: TpuCall, count: int, *, backward: bool = False) -> list[range]:
     """The rows of each register of `count` rows, in scan order or against it."""
     registers = [range(i, min(i + SUBLANES, count)) for i in range(0, count, SUBLANES)]
-    return [rows[::-1] for rows in registers[::-1]] if call.options.reverse != backward else registers
+    return [rows[::-1] for rows in registers[::-1]] if call.descends(backward) else registers
 
 
 def rows_of(first, register: range):
@@ -187,7 +178,7 @@ def in_order(values: dict[int, Any]) -> list:
 
 class TokenScratch(NamedTuple):
     """A chunk in VMEM: rows of u and delta [T, lanes]; of B and C, for each tile of states, what
-    `tpu_columns.spread` makes of them [state tiles, T, 128], and B itself [state tiles, fold height, T]."""
+    `in_three_parts` makes of them [state tiles, T, 128], and B itself [state tiles, fold height, T]."""
 
     u: Any
     delta: Any
@@ -195,7 +186,7 @@ class TokenScratch(NamedTuple):
     C: Any
     B_columns: Any
 
-    def tokens(self, call: Call, state_tile, first, count: int) -> Iterator[tuple[range, Iterator]]:
+    def tokens(self, call: TpuCall, state_tile, first, count: int) -> Iterator[tuple[range, Iterator]]:
         """For each register of rows, in scan order, the rows and (i, token `first` + i); columns are repeated
         over all lanes of a tile."""
         registers = registers_of(call, count)
@@ -211,7 +202,7 @@ class TokenScratch(NamedTuple):
         for register in registers:
             yield register, map(token, register)
 
-    def fill(self, call: Call, refs: KernelInputs, backward: bool):
+    def fill(self, call: TpuCall, refs: KernelInputs, backward: bool):
         """Reads a block; returns the rows of u and of the delta given."""
         u, delta = (read_rows(call, ref, backward) for ref in (refs.u, refs.delta))
         self.u[...] = u
@@ -219,7 +210,7 @@ class TokenScratch(NamedTuple):
         B, C = (_read_columns(call, ref, backward) for ref in (refs.B, refs.C))
         for i in range(call.state_tiles):
             own = slice(i * call.tile_states, (i + 1) * call.tile_states)
-            self.B[i], self.C[i], self.B_columns[i] = spread(B[own]), spread(C[own]), B[own]
+            self.B[i], self.C[i], self.B_columns[i] = in_three_parts(B[own]), in_three_parts(C[own]), B[own]
         return u, delta
 
 
@@ -242,7 +233,7 @@ class LineScratch(NamedTuple):
             for k, sums in enumerate(parts):
                 self.lines[state_tile, k, pl.ds(line + j, 1), : sums.shape[1]] = sums
 
-    def columns(self, call: Call):
+    def columns(self, call: TpuCall):
         """[N, T]."""
         state_tiles, fold, count, _ = self.lines.shape
         height, tokens = call.blocks.height, line_tokens(call.blocks.height)

@@ -18,7 +18,7 @@ PRODUCT_CYCLES, PERMUTATION_CYCLES = 2, 8 / 3
 """What it takes all matrix units (of v5e: four), or all that permute (three), to fill a register."""
 
 
-def spread(columns):
+def in_three_parts(columns):
     """Columns of tokens [N, T] float32 -> [T, 128], three numbers for each, of which bfloat16 holds all bits.
 
     N is at most a third of the lanes. Of a number that is not finite some parts are none, which other parts
@@ -40,7 +40,7 @@ def repeated(rows, columns, height: int, fold: int, lanes: int, order: Sequence[
     `fold height` in row i of the k-th of `fold` parts of the lanes.
 
     Args:
-        rows: what `spread` made of some tokens [T, 128].
+        rows: what `in_three_parts` made of some tokens [T, 128].
         columns: the same tokens as they were [N, T], if units that permute are to take their share.
         order: of the tokens to work on.
     """

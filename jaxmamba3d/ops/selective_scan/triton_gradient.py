@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, skip_and_gate
+from jaxmamba3d.ops.selective_scan.arguments import ScanArguments, gate_gradient, skip_and_gate
 from jaxmamba3d.ops.selective_scan.blocks import WARP
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelInputs
 from jaxmamba3d.ops.selective_scan.recurrence import (
@@ -31,7 +31,7 @@ from jaxmamba3d.ops.selective_scan.recurrence import (
     readout_gradient,
     retreat,
 )
-from jaxmamba3d.ops.selective_scan.triton_tile import Call, Tile, begun, reading_ahead, spread
+from jaxmamba3d.ops.selective_scan.triton_tile import Tile, TritonCall, begun, reading_ahead, spread
 
 ROW_NUMBERS = 4
 """More would change how Triton spreads tiles over threads, and so the sums over states."""
@@ -80,7 +80,7 @@ class _Block(NamedTuple):
 
 
 def gradient_kernel(
-    call: Call, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, memory: GradientMemory
+    call: TritonCall, refs: KernelInputs, h_in_ref, g_in_ref, out: ScanArguments, memory: GradientMemory
 ):
     """All gradients of a block, from the states before and the gradients after its chunks.
 
@@ -253,8 +253,7 @@ def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
     def some(i, read, _):
         delta, z, g_out = read
         _write(rows.step, i * count, tile.step(first + i * count, delta, delta_bias))
-        # The gate is linear in y: what it makes of y it makes of the gradient.
-        _write(rows.g_y, i * count, skip_and_gate(g_out, None, None, z))
+        _write(rows.g_y, i * count, gate_gradient(g_out, z))
 
     reading_ahead(tile.call.blocks.chunk // count, read, some, None)
 
@@ -314,7 +313,7 @@ def _add(ref, i, row, add):
         _write(ref, i, begun(ref.at[pl.ds(i, 1), :], None, add) + row)
 
 
-def _barrier(call: Call):
+def _barrier(call: TritonCall):
     """Makes what a program wrote to global memory visible to all of its threads."""
     if not call.options.interpret:
         plt.debug_barrier()

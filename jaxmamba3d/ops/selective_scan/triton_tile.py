@@ -11,7 +11,7 @@ from jax.experimental.pallas import triton as plt
 
 from jaxmamba3d.ops.selective_scan.arguments import step_size
 from jaxmamba3d.ops.selective_scan.blocks import TritonBlocks
-from jaxmamba3d.ops.selective_scan.kernel_scan import KernelOptions
+from jaxmamba3d.ops.selective_scan.kernel_scan import KernelCall
 from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, TileForm
 
 
@@ -37,27 +37,16 @@ _INSTRUCTIONS = CHANNELS_LAST._replace(
 
 
 @dataclass(frozen=True)
-class Call:
-    """The static part of a call, and how it is cut.
+class TritonCall(KernelCall):
+    """A program's block is a chunk by a tile of channels, and in the gradient kernel `run` chunks by `groups`
+    tiles; all states."""
 
-    A program's block is a chunk by a tile of channels, and in the gradient kernel `run` chunks by `groups`
-    tiles; all states.
-    """
-
-    options: KernelOptions
-    length: int
-    channels: int
-    states: int
     blocks: TritonBlocks
 
     @property
     def form(self) -> TileForm:
         """The interpreter knows no instructions."""
         return CHANNELS_LAST if self.options.interpret else _INSTRUCTIONS
-
-    @property
-    def chunks(self) -> int:
-        return pl.cdiv(self.length, self.blocks.chunk)
 
     @property
     def state_tile(self) -> int:
@@ -67,7 +56,7 @@ class Call:
         """Of the tokens of stride s in a chunk, in scan order."""
         chunk, stride = self.blocks.chunk, self.blocks.stride
         order = [s * stride + j for j in range(stride)]
-        return [chunk - 1 - i for i in order] if self.options.reverse else order
+        return [chunk - 1 - i for i in order] if self.descends() else order
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class Tile:
     The states come in parts of `part`: tiles are tuples of [part, width], columns of [part].
     """
 
-    call: Call
+    call: TritonCall
     width: int
     first_channel: jax.Array  # in the block
     channel_offset: jax.Array  # of the block in the array
@@ -141,6 +130,7 @@ class Tile:
         return _load(ref.at[pl.ds(t, count), self.channels], mask).astype(jnp.float32)
 
     def parameter(self, ref):
+        """A row of the tile's channels, [1, width]; None stays None."""
         return None if ref is None else _load(ref.at[pl.ds(0, 1), self.channels], self.row_mask())
 
     def column(self, ref, t):
@@ -177,6 +167,7 @@ class Tile:
         return None if ref is None else tuple(plt.load(ref.at[i, self.states_of(k)]) for k in self.parts)
 
     def keep_column(self, ref, i, column):
+        """A tuple of [part], as row i of a program's own memory."""
         for k, value in zip(self.parts, column, strict=True):
             plt.store(ref.at[i, self.states_of(k)], value)
 
@@ -202,6 +193,7 @@ class Tile:
             plt.store(place, begun(place, mask, add) + value, mask=mask)
 
     def store_parameter(self, ref, value, add=False):
+        """Stores a row [1, width], added to what is there where `add` is."""
         if ref is not None:
             place, mask = ref.at[pl.ds(0, 1), self.channels], self.row_mask()
             plt.store(place, begun(place, mask, add) + value, mask=mask)

@@ -112,7 +112,7 @@ class Walk:
 
     @property
     def _in_reverse(self) -> bool:
-        return self.tile.call.options.reverse != self.backward
+        return self.tile.call.descends(self.backward)
 
     def _first(self, i):
         """The earliest token of the group that comes as number i."""
