@@ -95,8 +95,10 @@ def predict(
     """
     from jaxmamba3d import experiment
     from jaxmamba3d import run as runs
+    from jaxmamba3d.training import keep_compiled_programs
 
     trained = runs.open_run(run)
+    keep_compiled_programs(run)
     found = folds or experiment.folds_to_predict(trained)
     cases = experiment.cases_to_predict(trained, input)
     mirroring = False if no_mirroring else None
@@ -247,7 +249,7 @@ def train(arguments: list[str] | None = None) -> None:
     `CONFIG.py:WORD` is what a config makes of a word, such as configs/acdc.py:segmamba.
     """
     from jaxmamba3d import experiment
-    from jaxmamba3d.training import join_processes, use_all_cores
+    from jaxmamba3d.training import join_processes, keep_compiled_programs, use_all_cores
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["-h"], ["--help"]):
@@ -266,6 +268,7 @@ def train(arguments: list[str] | None = None) -> None:
     use_all_cores()
     if config.train.distributed:
         join_processes()
+    keep_compiled_programs(Path(config.output))
     experiment.run_experiment(config)
 
 

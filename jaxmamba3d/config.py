@@ -252,7 +252,8 @@ class TrainConfig:
         epochs: epochs to train.
         steps_per_epoch: optimizer steps per epoch (nnU-Net: 250).
         validation_steps: validation batches per epoch (nnU-Net: 50).
-        mirror_axes: axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random.
+        mirror_axes: axes along which patches are mirrored at random, in the order of `data.patch_size`: as a
+            rule 0 is Z of the files, across slices, 1 their Y, and 2 their X, which is left and right.
         rotate_and_scale: augment patches by turning and scaling them.
         vary_intensities: augment them by noise, blur, brightness, contrast, low resolution and gamma.
         accumulate: parts that a batch is computed in, one after the other, for devices that cannot hold it at

@@ -119,11 +119,6 @@ class Labels:
         return tuple(self.structures.values()) if self.has_regions else None
 
     @cached_property
-    def names(self) -> dict[int, str]:
-        """The name of each value that has one of its own, as parts of regions may not."""
-        return {values[0]: name for name, values in self.entries.items() if len(values) == 1}
-
-    @cached_property
     def declared(self) -> frozenset[int]:
         """All values that a segmentation may hold, `ignore` included."""
         return frozenset(value for values in self.entries.values() for value in values)

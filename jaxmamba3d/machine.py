@@ -15,6 +15,14 @@ def core_count() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int | None:
+    """Of the machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def installed_versions() -> dict[str, str]:
     """The versions of Python and of `PACKAGES`."""
     return {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()}

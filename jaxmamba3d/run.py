@@ -268,8 +268,8 @@ def _describe(config: ExperimentConfig, plans: Plans, channels: int, labels: Lab
     plans = _overridden(config.data, plans)
     configuration = plans.configurations[config.data.configuration]
     net = resolve_net(config.net, configuration, channels, labels)
-    for axis, size, stride in zip("XYZ", configuration.patch_size, net.total_stride, strict=True):
-        wanted = f"divisible by the net's {stride} along {axis}"
+    for axis, (size, stride) in enumerate(zip(configuration.patch_size, net.total_stride, strict=True)):
+        wanted = f"divisible by the net's {stride} along axis {axis}"
         check_that(size % stride == 0, "data.patch_size", wanted, configuration.patch_size)
     run = Run(Path(config.output), config, net, plans, labels)
     if run.begun_folds():

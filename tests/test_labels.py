@@ -15,7 +15,6 @@ def test_classes_are_in_the_order_of_their_values():
     assert labels.structures == {"left": (1,), "right": (2,)}
     assert list(labels.structures) == ["left", "right"]
     assert (labels.outputs, labels.regions, labels.ignore) == (3, None, None)
-    assert labels.names == {0: "background", 1: "left", 2: "right"}
 
 
 def test_the_decathlon_writes_names_by_value():
@@ -30,7 +29,6 @@ def test_regions_are_in_the_order_of_the_file():
     assert labels.values == (0, 1, 2, 3)
     assert labels.declared == {0, 1, 2, 3, 4}
     assert labels.annotated == (-1, 0, 1, 2, 3)
-    assert labels.names == {0: "background", 3: "enhancing", 4: "ignore"}
 
 
 def test_lists_of_one_value_are_classes():

@@ -66,6 +66,8 @@ def map_cases(
             # Cases at work may take long, and are begun anew.
             for worker in set(multiprocessing.active_children()) - before:
                 worker.kill()
+            # One of them may have sent half a result; without this end the pool would wait for the rest.
+            pool._result_queue._writer.close()
             raise
         finally:
             pool.shutdown(cancel_futures=True)

@@ -18,6 +18,7 @@ from jaxmamba3d.data.resampling import (
     resampled_shape,
     separate_axis,
 )
+from jaxmamba3d.data.room import check_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,7 @@ def preprocess_volume(
     shape = resampled_shape(cropped, spacing, settings.spacing)
     wanted = f"at least 1 voxel large at the plans' spacing of {settings.spacing} mm"
     check_that(min(shape) > 0, name, wanted, f"{shape} from a spacing of {tuple(spacing)} mm")
+    check_memory(name, channels, shape, volume.spacing)
     axis = separate_axis(spacing, settings.spacing)
     if labelled or any(settings.use_mask_for_norm):
         label = mark_outside(image, label)

@@ -1,13 +1,18 @@
-"""Room on disk for preprocessed cases."""
+"""Room for preprocessed cases, on disk and in memory."""
 
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data.plans import Configuration
+from jaxmamba3d.machine import memory_bytes
 from jaxmamba3d.wording import memory
+
+WORKING_BYTES = 16
+"""Of a voxel, besides its channels: resampling holds float64, and predictions of many classes as much."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,3 +37,25 @@ def check_room(folder: Path, configuration: Configuration, cases: int) -> None:
     choose = "make room, or choose another work folder"
     check_that(free >= needed / 2, str(folder), f"{wanted} ({choose})", memory(free))
     logger.warning("%s should be %s, which has %s; %s", folder, wanted, memory(free), choose)
+
+
+def check_memory(name: str, channels: int, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Refuses an image that the machine cannot hold, as one whose header tells a wrong spacing.
+
+    Args:
+        name: of the image.
+        channels: of the image.
+        shape: voxels, resampled.
+        spacing: mm, in its file, [Z, Y, X].
+
+    Raises:
+        ValueError: it needs more memory than the machine has.
+    """
+    needed = math.prod(shape) * (4 * channels + WORKING_BYTES)
+    has = memory_bytes()
+    if has is None or needed <= has:
+        return
+    size, millimetres = "x".join(map(str, shape)), " x ".join(f"{mm:g}" for mm in spacing)
+    wanted = f"small enough at the plans' spacing for the machine's memory of {memory(has)}"
+    found = f"{size} voxels, which take about {memory(needed)}; the file's spacing is {millimetres} mm"
+    check_that(False, name, wanted, found)

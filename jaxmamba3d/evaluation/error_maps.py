@@ -15,12 +15,14 @@ from jaxmamba3d.evaluation.panels import (
     colour_of,
     fill,
     fullest_slice,
+    ignored_handle,
     outline,
     page,
     panel_height,
     pixel_size,
     save_page,
     show_image,
+    veil,
 )
 
 PAPER, INK = "white", "#101216"
@@ -46,7 +48,7 @@ class ComparisonCase:
         predictions: model -> labels [X, Y, Z], whole numbers.
         dice: model -> the Dice that is written over its panel.
         spacing: voxel size of each axis in mm.
-        ignore_label: voxels of this label in the truth are shown as background, and no error.
+        ignore_label: voxels of this label in the truth are hatched, and no error.
     """
 
     name: str
@@ -106,6 +108,8 @@ def comparison_figure(
     }
     handles += [Patch(facecolor=colour, edgecolor=INK, label=name) for colour, name in errors.items()]
     handles.append(Line2D([], [], color="#b0b0b0", linewidth=1, label="outline of the prediction (white)"))
+    if any(row.ignored.any() for row in rows):
+        handles.append(ignored_handle())
     columns = 2 + len(models)
     figure, panels = page(
         [row.height for row in rows],
@@ -130,6 +134,7 @@ class _Row:
     window: tuple[float, float]
     truth: np.ndarray
     predictions: dict[str, np.ndarray]
+    ignored: np.ndarray
     dice: Mapping[str, float]
     labels: tuple[int, ...]
     aspect: float
@@ -156,6 +161,7 @@ class _Row:
             window=tuple(np.percentile(image, (1, 99))),
             truth=truth[part],
             predictions={model: labels[part] for model, labels in predictions.items()},
+            ignored=~counted[part],
             dice=case.dice,
             labels=tuple(labels[labels > 0]),
             aspect=pixel[0] / pixel[1],
@@ -187,6 +193,8 @@ def _draw(row: _Row, panels: Sequence[Axes], *, headings: bool) -> None:
             heading = _shortened(heading)
             size = HEADING * min(1, HEADING_LETTERS / len(heading))
             panel.set_title(heading, pad=14, color=INK, fontsize=size, fontweight="bold")
+    for panel in panels[1:]:
+        veil(panel, row.ignored, row.aspect)
     fill(panels[1], [(row.truth == label, colour_of(label)) for label in row.labels], row.aspect)
     for label in row.labels:
         outline(panels[1], row.truth == label, colour_of(label), 1.2)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -17,12 +18,14 @@ from jaxmamba3d.evaluation.panels import (
     colour_of,
     fill,
     fullest_slice,
+    ignored_handle,
     outline,
     page,
     panel_height,
     pixel_size,
     save_page,
     show_image,
+    veil,
 )
 
 BACKGROUND, INK = "#101216", "#e8eaed"
@@ -41,7 +44,7 @@ class OverlayCase:
         prediction: labels [X, Y, Z], int.
         spacing: voxel size of each axis in mm.
         channel: the channel of the image to show.
-        ignore_label: voxels of this label in the truth are shown and scored as background.
+        ignore_label: voxels of this label in the truth are hatched, and scored as background.
         structures: the label values of each structure that is scored, as regions have several; None: each
             label is one.
         extent: what the arrays hold, a case or a patch, for the title.
@@ -94,6 +97,10 @@ def overlay_figure(
     check_that(bool(rows), "cases", "at least one case", "none")
     labels = sorted({label for row in rows for label in row.labels})
     names = {label: (class_names or {}).get(label, f"label {label}") for label in labels}
+    handles: list[Artist] = [Patch(facecolor=colour_of(label), label=name) for label, name in names.items()]
+    handles.append(Line2D([], [], color="white", linewidth=1, label="outline of the truth"))
+    if any(row.ignored.any() for row in rows):
+        handles.append(ignored_handle())
 
     per_line = 5
     figure, panels = page(
@@ -101,13 +108,11 @@ def overlay_figure(
         columns=3,
         panel=PANEL,
         title=TITLE,
-        legend_lines=-(-(len(labels) + 1) // per_line),
+        legend_lines=-(-len(handles) // per_line),
         background=BACKGROUND,
     )
     for row, its_panels in zip(rows, panels, strict=True):
         _draw(row, its_panels)
-    handles = [Patch(facecolor=colour_of(label), label=name) for label, name in names.items()]
-    handles.append(Line2D([], [], color="white", linewidth=1, label="outline of the truth"))
     add_legend(figure, handles, per_line=per_line, ink=INK)
     save_page(figure, path)
 
@@ -120,6 +125,7 @@ class _Row:
     image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+    ignored: np.ndarray
     labels: tuple[int, ...]
     aspect: float
     height: float
@@ -135,13 +141,16 @@ class _Row:
         score = f"mean Dice of the {case.extent} {np.mean(scores):.3f}" if scores else "no foreground"
         index = fullest_slice((truth, prediction), axis)
         volume = case.image[..., case.channel] if case.image.ndim == 4 else case.image
-        image, truth, prediction = (np.take(array, index, axis) for array in (volume, truth, prediction))
+        image, truth, prediction, ignored = (
+            np.take(array, index, axis) for array in (volume, truth, prediction, ~counted)
+        )
         pixel = pixel_size(case.spacing, axis)
         return cls(
             title=f"{case.name}   slice {index + 1} of {case.truth.shape[axis]}   {score}",
             image=image,
             truth=truth,
             prediction=prediction,
+            ignored=ignored,
             labels=labels,
             aspect=pixel[0] / pixel[1],
             height=panel_height(image.shape, pixel, PANEL),
@@ -155,6 +164,7 @@ def _draw(row: _Row, panels: Sequence[Axes]) -> None:
         text.set_path_effects([withStroke(linewidth=2, foreground=BACKGROUND)])
     panels[0].set_title(row.title, loc="left", color=INK, fontsize=10)
     for panel, labels in ((panels[1], row.truth), (panels[2], row.prediction)):
+        veil(panel, row.ignored, row.aspect)
         fill(panel, [(labels == label, colour_of(label)) for label in row.labels], row.aspect)
         for label in row.labels:
             outline(panel, labels == label, colour_of(label), 1.2)

@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path as Outline
 
 from jaxmamba3d.files import replacing
 
@@ -20,6 +22,10 @@ COLOURS = (
     "#ff7ac6", "#a3e635", "#8f9bff", "#e8a87c", "#c2255c", "#b08968", "#7fb8a4",
 )  # fmt: skip
 FILL = 0.35
+# Of the area that an ignore label leaves out: grey as no class is, hatched as no image is.
+IGNORED, HATCH, VEIL = "#c4c9d1", "////", 0.2
+# What the legend has for the image beneath.
+BENEATH = "#5b6068"
 # Inches.
 GAP, MARGIN, LEGEND_LINE = 0.08, 0.15, 0.28
 DPI = 130
@@ -147,6 +153,25 @@ def outline(panel: Axes, mask: np.ndarray, colour: str, linewidth: float) -> Non
     beside = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]) - 0.5
     lines = [[(x, y), (x + 1, y)] for y, x in above] + [[(x, y), (x, y + 1)] for y, x in beside]
     panel.add_collection(LineCollection(lines, colors=colour, linewidths=linewidth, capstyle="projecting"))
+
+
+def veil(panel: Axes, ignored: np.ndarray, aspect: float) -> None:
+    """Tints and hatches the pixels of a mask [rows, columns] that count for nothing."""
+    fill(panel, [(ignored, IGNORED)], aspect, VEIL)
+    edges = np.diff(np.pad(ignored.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    starts, ends = (np.argwhere(edges == step) - 0.5 for step in (1, -1))  # of each row's runs
+    if len(starts):
+        runs = [
+            Outline([(left, y), (right, y), (right, y + 1), (left, y + 1), (left, y)], closed=True)
+            for (y, left), (_, right) in zip(starts, ends, strict=True)
+        ]
+        area = Outline.make_compound_path(*runs)
+        panel.add_patch(PathPatch(area, fill=False, hatch=HATCH, edgecolor=IGNORED, linewidth=0))
+
+
+def ignored_handle() -> Patch:
+    """What stands for a `veil` in the legend."""
+    return Patch(facecolor=BENEATH, edgecolor=IGNORED, hatch=HATCH, linewidth=0, label="ignored")
 
 
 def colour_of(label: int) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
@@ -52,8 +53,13 @@ class Protocol:
 
     @property
     def names(self) -> dict[int, str]:
-        """The name of each label value that is a structure of its own."""
-        return {labels[0]: name for name, labels in self.classes.items() if len(labels) == 1}
+        """The name of each scored label value: its structure, or the regions that do and do not hold it."""
+        regions = {name: frozenset(labels) for name, labels in self.classes.items()}
+        names = {value: _name_of(value, regions) for value in sorted(frozenset.union(*regions.values()))}
+        times = Counter(names.values())
+        return {
+            value: name if times[name] == 1 else f"{name} (label {value})" for value, name in names.items()
+        }
 
     @property
     def declared_labels(self) -> frozenset[int]:
@@ -107,3 +113,20 @@ def dataset_protocol(labels: Labels) -> Protocol:
     scored = {value for values in labels.structures.values() for value in values}
     unscored = tuple(value for value in labels.values if value and value not in scored)
     return Protocol("dataset", labels.structures, unscored_labels=unscored, ignore_label=labels.ignore)
+
+
+def _name_of(value: int, regions: Mapping[str, frozenset[int]]) -> str:
+    """The smallest regions that hold the value, without the largest parts of them that do not."""
+    holding = {name: values for name, values in regions.items() if value in values}
+    smallest = {
+        name: values
+        for name, values in holding.items()
+        if not any(other < values for other in holding.values())
+    }
+    shared = frozenset.intersection(*smallest.values())
+    parts = {name: values & shared for name, values in regions.items() if value not in values}
+    largest = [
+        name for name, part in parts.items() if part and not any(part < other for other in parts.values())
+    ]
+    name = " and ".join(smallest)
+    return f"{name} without {' and '.join(largest)}" if largest else name

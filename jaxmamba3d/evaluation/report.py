@@ -1,5 +1,8 @@
 """Scores of a folder of predictions: every case and structure, their summary, and the files of both."""
 
+import contextlib
+import logging
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -7,6 +10,7 @@ from tqdm import tqdm
 
 from jaxmamba3d.checks import check_choice
 from jaxmamba3d.data import is_dataset, read_dataset, read_labels
+from jaxmamba3d.data.dataset import DESCRIPTION
 from jaxmamba3d.evaluation.parallel import map_in_threads
 from jaxmamba3d.evaluation.protocols import PROTOCOLS, Protocol, dataset_protocol, get_protocol
 from jaxmamba3d.evaluation.scored_models import read_model
@@ -21,6 +25,10 @@ from jaxmamba3d.evaluation.segmentations import (
 from jaxmamba3d.evaluation.summary import Evaluation, summarize
 from jaxmamba3d.evaluation.summary_files import write_evaluation
 from jaxmamba3d.files import check_writable
+from jaxmamba3d.labels import Labels
+from jaxmamba3d.wording import enumerated
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_folders(
@@ -36,7 +44,7 @@ def evaluate_folders(
     """Scores every `CASE.nii.gz` or `CASE.nii` of a folder of predictions against that of a folder of labels.
 
     Writes `scores.csv` (one row per case and structure), `summary.json`, `summary.md` and `summary.tex` to
-    `output_dir`.
+    `output_dir`. Warns of structures that no reference has, and of those that the dataset does not declare.
 
     Args:
         predictions_dir: folder of predicted segmentations.
@@ -53,14 +61,19 @@ def evaluate_folders(
         ValueError: cases lack a file, differ in shape or geometry, cannot be read or hold undeclared labels;
             the message names them all, and nothing is written.
     """
+    labels_dir = Path(labels_dir)
     pairs = find_pairs(predictions_dir, labels_dir, cases)
     if protocol == "default":
         check_pairs(pairs)
-        protocol = _default_protocol(Path(labels_dir), pairs, progress)
-    elif isinstance(protocol, str):
-        check_choice("protocol", protocol, ("default", *sorted(PROTOCOLS)))
-        protocol = get_protocol(protocol)
-    return evaluate_pairs(pairs, output_dir, protocol=protocol, threads=threads, progress=progress)
+        protocol = _default_protocol(labels_dir, pairs, progress)
+    else:
+        if isinstance(protocol, str):
+            check_choice("protocol", protocol, ("default", *sorted(PROTOCOLS)))
+            protocol = get_protocol(protocol)
+        _warn_of_undeclared_values(protocol, labels_dir)
+    evaluation = evaluate_pairs(pairs, output_dir, protocol=protocol, threads=threads, progress=progress)
+    _warn_of_absent_structures(evaluation)
+    return evaluation
 
 
 def evaluate_pairs(
@@ -120,13 +133,59 @@ def evaluate_together(folders: Sequence[str | Path], output_dir: str | Path) -> 
 
 
 def _default_protocol(labels_dir: Path, pairs: list[Pair], progress: bool) -> Protocol:
-    if is_dataset(labels_dir):
-        return dataset_protocol(read_dataset(labels_dir).labels)
-    dataset_json = labels_dir.resolve().parent / "dataset.json"
-    if dataset_json.is_file():
-        return dataset_protocol(read_labels(dataset_json))
+    source = _source_of_labels(labels_dir)
+    declared = _declared_labels(source)
+    if declared is not None:
+        return dataset_protocol(declared)
     bar = tqdm(pairs, desc="labels", unit="case", disable=not progress)
     found = sorted({label for pair in bar for label in read_segmentation(pair.reference).boxes})
     if not found:
-        raise ValueError(f"{labels_dir}: no foreground in any label, and no {dataset_json}; name a protocol")
+        raise ValueError(f"{labels_dir}: no foreground in any label, and no {source}; name a protocol")
     return Protocol("default", {f"label {label}": (label,) for label in found})
+
+
+def _source_of_labels(labels_dir: Path) -> Path:
+    """The dataset.json of the dataset or beside the folder, or the folder of a dataset without one."""
+    whole = is_dataset(labels_dir)
+    description = (labels_dir if whole else labels_dir.resolve().parent) / DESCRIPTION
+    return labels_dir if whole and not description.is_file() else description
+
+
+def _declared_labels(source: Path) -> Labels | None:
+    """Of what `_source_of_labels` found; None if there is no such file."""
+    if source.is_dir():
+        return read_dataset(source).labels
+    return read_labels(source) if source.is_file() else None
+
+
+def _warn_of_undeclared_values(protocol: Protocol, labels_dir: Path) -> None:
+    source, declared = _source_of_labels(labels_dir), None
+    with contextlib.suppress(ValueError, OSError):  # it is needed for this warning alone
+        declared = _declared_labels(source)
+    if declared is None:
+        return
+    scored = {value for values in protocol.classes.values() for value in values}
+    if missing := sorted(scored - declared.declared):
+        logger.warning(
+            "protocol %s scores label values that %s does not declare (%s); check `evaluate --protocol`",
+            protocol.name,
+            source,
+            enumerated(missing),
+        )
+
+
+def _warn_of_absent_structures(evaluation: Evaluation) -> None:
+    protocol = evaluation.protocol
+    found = {score.structure for score in evaluation.scores if score.reference_voxels}
+    absent = [structure for structure in protocol.classes if structure not in found]
+    if not absent:
+        return
+    where = "where a prediction lacks them too"
+    if math.isnan(protocol.dice_both_absent):
+        fate = f"they are left out of the mean {where}"
+    else:
+        dice = f"their Dice is {protocol.dice_both_absent:g} {where}"
+        fate = f"{dice}, and counts in the mean; check `evaluate --protocol`"
+    logger.warning(
+        "no reference has these structures of protocol %s: %s; %s", protocol.name, enumerated(absent), fate
+    )

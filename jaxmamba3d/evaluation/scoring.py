@@ -10,6 +10,8 @@ from jaxmamba3d.evaluation.protocols import Protocol
 from jaxmamba3d.evaluation.segmentations import Pair, Segmentation, joint_box, read_segmentation
 
 VOXELS = (1.0, 1.0, 1.0)
+VOLUME_DIGITS = 6
+"""Significant ones: what follows is the rounding of the headers' voxel sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Score:
         nsd: normalized surface distance at the protocol's tolerance, 0 to 1.
         reference_voxels: voxels of the structure in the reference.
         prediction_voxels: voxels of the structure in the prediction.
-        reference_ml: its volume in the reference, in ml.
-        prediction_ml: its volume in the prediction, in ml.
+        reference_ml: its volume in the reference, in ml, rounded to 6 digits.
+        prediction_ml: its volume in the prediction, in ml, likewise.
     """
 
     case: str
@@ -91,7 +93,9 @@ def _score(
             return math.hypot(*(n * size for n, size in zip(reference.labels.shape, spacing, strict=True)))
         return float(protocol.hd95_one_absent)
 
-    voxel_ml = math.prod(reference.spacing) / 1000
+    volumes_ml = [
+        float(f"{count * math.prod(reference.spacing) / 1000:.{VOLUME_DIGITS}g}") for count in voxels
+    ]
     return Score(
         case=case,
         structure=structure,
@@ -101,6 +105,6 @@ def _score(
         nsd=surface_share_within(distances_mm, protocol.nsd_tolerance_mm),
         reference_voxels=voxels[0],
         prediction_voxels=voxels[1],
-        reference_ml=voxels[0] * voxel_ml,
-        prediction_ml=voxels[1] * voxel_ml,
+        reference_ml=volumes_ml[0],
+        prediction_ml=volumes_ml[1],
     )

@@ -1,6 +1,7 @@
 """Pairs of predicted and reference segmentations on disk, and the checks that they belong together."""
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from jaxmamba3d.data.cases import ENDINGS, by_stem, is_nifti
 from jaxmamba3d.data.dataset import is_dataset, read_dataset
 from jaxmamba3d.data.nifti import misplacement, read_geometry, read_label
 from jaxmamba3d.wording import first_few
+
+logger = logging.getLogger(__name__)
 
 Box = tuple[slice, ...]
 
@@ -71,6 +74,10 @@ def find_pairs(
             first_few(unknown),
         )
         found = set(predictions)
+        if cases is None and found and len(found) < len(references):
+            verb = "is" if len(found) == 1 else "are"
+            what = "%d of the %d labelled cases of %s %s predicted; the rest is left out"
+            logger.info(what, len(found), len(references), labels_dir, verb)
     else:
         references = _files_of(labels_dir)
         found = set(predictions) | set(references)

@@ -51,7 +51,7 @@ def score_validation_cases(run: Run, workspace: Workspace, fold: int) -> Evaluat
     pairs = validation_pairs(run, workspace, fold)
     scores = evaluate_pairs(pairs, folder / SCORES, protocol=protocol)
     overlays = (_overlay(case, folder / VALIDATION, run.labels) for case in cases[:OVERLAY_CASES])
-    overlay_figure(overlays, folder / "overlays.png", class_names=run.labels.names)
+    overlay_figure(overlays, folder / "overlays.png", class_names=protocol.names)
     log_scores(scores)
     logger.info("mean Dice %.3f; scores, curves and overlays are in %s", scores.mean["dice"], folder)
     decide_on_postprocessing(pairs, run.labels, folder, protocol)

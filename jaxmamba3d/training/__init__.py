@@ -11,7 +11,7 @@ from jaxmamba3d.training.checkpoint import (
     restore_params,
     save_params,
 )
-from jaxmamba3d.training.compilation import compile_fitting, memory_limit
+from jaxmamba3d.training.compilation import compile_fitting, keep_compiled_programs, memory_limit
 from jaxmamba3d.training.loop import check_can_go_on, train_fold
 from jaxmamba3d.training.mesh import devices_for, use_all_cores
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
@@ -37,6 +37,7 @@ __all__ = [
     "is_imported",
     "is_main_process",
     "join_processes",
+    "keep_compiled_programs",
     "learning_rate_at",
     "main_process_first",
     "make_optimizer",

@@ -1,8 +1,11 @@
 """Programs compiled before the first batch is read, which shows whether the device can hold them."""
 
 import logging
+import os
+import platform
 import re
 import time
+from pathlib import Path
 
 import jax
 import optax
@@ -15,6 +18,7 @@ from jaxmamba3d.training.steps import TrainState, make_train_step, make_validati
 from jaxmamba3d.training.task import Task
 from jaxmamba3d.wording import memory
 
+COMPILED = "compiled"
 UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 logger = logging.getLogger(__name__)
@@ -35,6 +39,22 @@ class StepTooLarge(ValueError):
         room = "memory" if limit is None else memory(limit)
         super().__init__(f"a {step} must fit into the device's {room}, got {found}; {advice}")
         self.needed = needed
+
+
+def keep_compiled_programs(run_folder: Path) -> None:
+    """Has JAX keep in a run's folder what it compiles, for the run's other folds and its next start.
+
+    To be called before anything is compiled. It does nothing where the user has named a folder, where this
+    one cannot be written to, and in one of several processes, which compile together or not at all. Programs
+    for CPUs are each machine's own, for they use whatever instructions it has.
+    """
+    chosen = jax.config.jax_compilation_cache_dir is not None
+    read_only = run_folder.exists() and not os.access(run_folder, os.W_OK)
+    if chosen or read_only or jax.process_count() > 1:
+        return
+    backend = jax.default_backend()
+    folder = f"cpu-{platform.node()}" if backend == "cpu" else backend
+    jax.config.update("jax_compilation_cache_dir", str(run_folder.resolve() / COMPILED / folder))
 
 
 def lower_train_step(

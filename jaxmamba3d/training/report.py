@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxmamba3d.evaluation.figures import OverlayCase, overlay_figure
+from jaxmamba3d.evaluation.protocols import dataset_protocol
 from jaxmamba3d.files import replacing, write_text
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.training.epoch import Sample
@@ -90,7 +91,7 @@ class MetricsLog:
     def __init__(self, folder: Path, labels: Labels, *, start_epoch: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._class_names = folder, tuple(labels.structures)
-        self._value_names = labels.names
+        self._value_names = dataset_protocol(labels).names
         self._rows = [row for row in _read(folder / METRICS) if row.epoch < start_epoch]
         if missing := start_epoch - len(self._rows):
             logger.warning("%s lacks %d of the %d finished epochs", folder / METRICS, missing, start_epoch)

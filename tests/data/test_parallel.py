@@ -94,6 +94,11 @@ def sleep_long(number: int) -> None:
     time.sleep(600)
 
 
+def send_much(number: int) -> bytes:
+    os.write(1, f"{os.getpid()}\n".encode())
+    return bytes(30_000_000)
+
+
 def started(script: str) -> subprocess.Popen:
     """A program of this module's names, in a group of processes of its own, whose two workers are at work."""
     paths = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
@@ -117,17 +122,26 @@ def test_workers_end_with_a_parent_that_is_killed():
         assert parent.communicate(timeout=60)[0] == ""
 
 
-def test_ctrl_c_does_not_wait_for_the_cases_at_work():
-    """A terminal sends it to all processes; the commands then end like this."""
-    script = """
+@pytest.mark.parametrize(("work", "seconds"), [("sleep_long", 0.0), ("send_much", 0.2), ("send_much", 0.5)])
+def test_ctrl_c_does_not_wait_for_the_cases_at_work(work, seconds):
+    """Nor for the rest of half a result.
+
+    A terminal sends it to all processes; the commands then end like this.
+    """
+    script = f"""
 try:
-    map_cases(sleep_long, [1, 2, 3], processes=2, description='sleep')
+    map_cases({work}, range(1000), processes=2, description='work')
 except KeyboardInterrupt:
     sys.exit(130)
 """
     with started(script) as parent:
+        time.sleep(seconds)
         os.killpg(parent.pid, signal.SIGINT)
-        printed, errors = parent.communicate(timeout=60)
-        assert (parent.returncode, printed) == (130, "")
+        try:
+            printed, errors = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+        assert parent.returncode == 130
+        assert work == "send_much" or printed == ""
         assert "Traceback" not in errors
         assert "leaked" not in errors

@@ -5,10 +5,13 @@ import os
 import shutil
 from collections import namedtuple
 
+import nibabel
+import numpy as np
 import pytest
 from small_datasets import write_decathlon
 
 from jaxmamba3d.data import plan_workspace
+from jaxmamba3d.data.preprocessing import preprocess_case
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -59,3 +62,11 @@ def test_a_folder_may_be_read_only_once_its_cases_are_there(workspace, monkeypat
     shutil.rmtree(folder / "case_2")
     with pytest.raises(ValueError, match=message):
         workspace.preprocess(processes=1)
+
+
+def test_an_image_larger_than_the_memory_is_refused_with_its_spacing(tmp_path, workspace):
+    """As one whose header tells metres: voxels are made for every millimetre."""
+    path = tmp_path / "far.nii.gz"
+    nibabel.Nifti1Image(np.ones((90, 90, 90), np.int16), np.diag([99, 99, 99, 1])).to_filename(path)
+    with pytest.raises(ValueError, match=r"far\.nii\.gz\) must be small enough .*GiB; .* is 99 x 99 x 99 mm"):
+        preprocess_case([path], None, workspace.plans)

@@ -78,6 +78,22 @@ def test_ignored_voxels_are_no_error(tmp_path):
     assert share_of(found, error_maps.FALSE_POSITIVE) == share_of(found, error_maps.FALSE_NEGATIVE) == 0
 
 
+def test_the_ignored_area_is_hatched(tmp_path, legends):
+    truth = TRUTH.copy()
+    truth[:, :12] = 3
+    image, *marked = drawn(tmp_path, {"model": TRUTH}, truth, ignore_label=3)
+    drawn(tmp_path, {"model": TRUTH}, TRUTH, ignore_label=3)
+    assert ["ignored" in names for _, names in legends] == [True, False]
+    veil = panels.VEIL * np.array(to_rgb(panels.IGNORED))
+    for pixels in marked:
+        pixels = pixels[: len(pixels) * 2 // 3 - 4]  # 8 rows of 12 voxels
+        # Array rows go up: the two ignored ones are below.
+        above, below = np.split(pixels, [len(pixels) * 3 // 4 - 3])
+        assert np.mean(np.abs(below - veil).max(-1) < 0.02) > 0.4
+        assert np.mean(np.abs(above - veil).max(-1) < 0.02) == 0
+    assert np.mean(np.abs(image - veil).max(-1) < 0.02) < 0.01
+
+
 def test_long_names_keep_their_beginnings_and_ends():
     name = "nnunet_" + 60 * "x" + "_fold_0"
     heading = error_maps._shortened(name)
@@ -87,22 +103,15 @@ def test_long_names_keep_their_beginnings_and_ends():
     assert error_maps._shortened("nnunet") == "nnunet"
 
 
-def test_headings_are_models_and_scores(tmp_path, monkeypatch):
-    texts = []
-    original = panels.Figure.legend
-
-    def record(self, **options):
-        texts.append([handle.get_label() for handle in options["handles"]])
-        texts.extend([[axes.get_title(), *(text.get_text() for text in axes.texts)] for axes in self.axes])
-        return original(self, **options)
-
-    monkeypatch.setattr(panels.Figure, "legend", record)
+def test_headings_are_models_and_scores(tmp_path, legends):
     predictions, dice = {"ours": TRUTH, "x": TRUTH}, {"ours": 0.12345, "x": np.nan}
     case = ComparisonCase("c1", np.zeros(SHAPE), TRUTH, predictions, dice)
     comparison_figure([case, case], tmp_path / "figure.png", class_names={1: "rim"})
-    assert texts[0][:4] == ["rim", "false positive", "false negative", "another class"]
-    assert texts[1:5] == [["input", "c1, slice 3"], ["truth", ""], ["ours", "Dice 0.123"], ["x", "-"]]
-    assert texts[5:7] == [["", "c1, slice 3"], ["", ""]]
+    ((figure, names),) = legends
+    texts = [[axes.get_title(), *(text.get_text() for text in axes.texts)] for axes in figure.axes]
+    assert names[:4] == ["rim", "false positive", "false negative", "another class"]
+    assert texts[:4] == [["input", "c1, slice 3"], ["truth", ""], ["ours", "Dice 0.123"], ["x", "-"]]
+    assert texts[4:6] == [["", "c1, slice 3"], ["", ""]]
 
 
 def test_models_may_be_named_as_the_other_columns(tmp_path):

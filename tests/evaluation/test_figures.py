@@ -116,21 +116,44 @@ def test_channel_is_chosen(tmp_path):
     assert flat[60:].std() < 0.02 < 0.2 < ramp[60:].std()
 
 
-def test_title_scores_the_whole_volume_and_legend_names_labels(tmp_path, monkeypatch):
-    texts = []
-    original = panels.Figure.legend
-
-    def record(figure, **options):
-        texts.extend(handle.get_label() for handle in options["handles"])
-        texts.extend(axes.get_title(loc="left") for axes in figure.axes)
-        return original(figure, **options)
-
-    monkeypatch.setattr(panels.Figure, "legend", record)
+def test_title_scores_the_whole_volume_and_legend_names_labels(tmp_path, legends):
     truth, prediction = block(1) + block(2, 0), block(1)
     drawn(tmp_path, [case(truth, prediction), case()], class_names={2: "rim"})
-    assert texts[:3] == ["label 1", "rim", "outline of the truth"]
-    assert texts[3] == "case   slice 1 of 6   mean Dice of the case 0.500"
-    assert texts[6] == "case   slice 4 of 6   no foreground"
+    ((figure, names),) = legends
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert names == ["label 1", "rim", "outline of the truth"]
+    assert titles[0] == "case   slice 1 of 6   mean Dice of the case 0.500"
+    assert titles[3] == "case   slice 4 of 6   no foreground"
+
+
+def test_the_ignored_area_is_hatched(tmp_path, legends):
+    truth, image = block(1), np.zeros(SHAPE)
+    truth[:, :, 15:] = 2
+    picture = drawn(tmp_path, [case(truth, block(1), image, ignore_label=2)])
+    for column in (1, 2):
+        kept, ignored = np.array_split(panel(picture, column), 2, axis=1)
+        assert np.mean(ignored.max(-1) > 0.1) > 0.98
+        assert share_of(ignored, panels.IGNORED) > 0.05  # the lines
+        assert share_of(ignored, panels.VEIL * np.array(to_rgb(panels.IGNORED))) > 0.4
+        assert share_of(kept, panels.FILL * np.array(to_rgb(panels.colour_of(1)))) > 0.3
+        assert share_of(kept[:, :-3], panels.IGNORED) < 0.001
+    assert share_of(panel(picture, 0), "black") > 0.9
+    drawn(tmp_path, [case(truth, block(1), image)])
+    drawn(tmp_path, [case(block(1), ignore_label=2)])
+    assert [names for _, names in legends] == [
+        ["label 1", "outline of the truth", "ignored"],
+        ["label 1", "label 2", "outline of the truth"],
+        ["label 1", "outline of the truth"],
+    ]
+
+
+def test_scattered_pixels_are_hatched_run_by_run():
+    ignored = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+    drawn = Figure().add_subplot()
+    panels.veil(drawn, ignored, 1)
+    (area,) = drawn.patches
+    boxes = [[*corners.min(0), *corners.max(0)] for corners in area.get_path().to_polygons()]
+    assert boxes == [[-0.5, -0.5, 1.5, 0.5], [2.5, -0.5, 3.5, 0.5], [-0.5, 1.5, 3.5, 2.5]]
 
 
 def test_outlines_go_around_pixels():

@@ -57,6 +57,21 @@ def test_the_protocol_of_a_dataset():
 
 
 @pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        ({"a": (1,), "b": (2,)}, {1: "a", 2: "b"}),
+        ({"whole": (1, 2), "posterior": (2,)}, {1: "whole without posterior", 2: "posterior"}),
+        (get_protocol("brats").classes, {1: "WT without TC", 2: "TC without ET", 3: "ET"}),
+        ({"all": (1, 2, 3), "x": (1,), "y": (2,)}, {1: "x", 2: "y", 3: "all without x and y"}),
+        ({"a": (1, 2), "b": (2, 3)}, {1: "a without b", 2: "a and b", 3: "b without a"}),
+        ({"a": (1, 2), "b": (3,)}, {1: "a (label 1)", 2: "a (label 2)", 3: "b"}),
+    ],
+)
+def test_values_are_named_by_their_regions(classes, names):
+    assert Protocol("mine", classes).names == names
+
+
+@pytest.mark.parametrize(
     ("dataset", "classes"),
     [
         ("Task04_Hippocampus", {"Anterior": (1,), "Posterior": (2,)}),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
-from small_datasets import write_btcv
+from small_datasets import change_json, write_btcv, write_decathlon
 
 from jaxmamba3d.evaluation import Protocol, evaluate_folders, read_evaluation
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance
@@ -157,6 +158,90 @@ def test_default_protocol(folders):
     (folders / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "core": 1, "rim": 2}}))
     evaluation = evaluate(folders, protocol="default")
     assert evaluation.protocol.classes == {"core": (1,), "rim": (2,)}
+
+
+def said_by(caplog, level):
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+def test_structures_without_a_reference_are_named(folders, caplog):
+    """The numbers stay those of the convention."""
+    write(folders / "predictions" / "a.nii.gz", np.zeros(SHAPE))
+    evaluation = evaluate(folders, protocol="acdc")
+    assert evaluation.structures["LVC"]["dice"].mean == 1
+    assert said_by(caplog, logging.WARNING) == [
+        "no reference has these structures of protocol acdc: LVC; their Dice is 1 where a prediction lacks "
+        "them too, and counts in the mean; check `evaluate --protocol`"
+    ]
+    caplog.clear()
+    evaluate(folders, protocol=Protocol("mine", {"first": (1,), "x": (3,), "y": (4, 5)}, (2,)))
+    assert said_by(caplog, logging.WARNING) == [
+        "no reference has these structures of protocol mine: x, y; they are left out of the mean where a "
+        "prediction lacks them too"
+    ]
+    caplog.clear()
+    evaluate(folders)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_values_that_the_dataset_does_not_declare_are_named(tmp_path, caplog, whole):
+    dataset = write_decathlon(tmp_path / "D1")
+    labels = dataset if whole else dataset / "labelsTr"
+
+    def warnings(protocol):
+        caplog.clear()
+        evaluate_folders(dataset / "labelsTr", labels, tmp_path / "scores", protocol=protocol, progress=False)
+        return said_by(caplog, logging.WARNING)
+
+    undeclared, absent = warnings("synapse8")
+    assert undeclared == (
+        f"protocol synapse8 scores label values that {dataset / 'dataset.json'} does not declare "
+        "(3, 4, 6, 7, 8, 11); check `evaluate --protocol`"
+    )
+    assert "synapse8: left kidney, gallbladder, liver, stomach, aorta, pancreas; their Dice is 1" in absent
+    assert warnings("default") == []
+    change_json(
+        dataset / "dataset.json", labels={"0": "background", "1": "left", "2": "right", "3": "middle"}
+    )
+    assert len(warnings("acdc")) == 1  # declared, but in no reference
+
+
+def test_an_unreadable_dataset_json_keeps_no_protocol_from_scoring(folders):
+    (folders / "dataset.json").write_text("{}")
+    assert evaluate(folders).cases == ("a", "b")
+    with pytest.raises(ValueError, match=r"dataset\.json: labels must be a table"):
+        evaluate(folders, protocol="default")
+
+
+def test_cases_of_a_dataset_without_a_prediction_are_counted(tmp_path, caplog):
+    dataset, predictions = write_decathlon(tmp_path / "D1"), tmp_path / "predictions"
+    predictions.mkdir()
+
+    def said(**options):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            evaluate_folders(predictions, dataset, tmp_path / "scores", progress=False, **options)
+        return said_by(caplog, logging.INFO)
+
+    for number, counted in (
+        (1, "1 of the 5 labelled cases of {} is"),
+        (0, "2 of the 5 labelled cases of {} are"),
+    ):
+        shutil.copy(dataset / "labelsTr" / f"case_{number}.nii.gz", predictions)
+        assert said() == [f"{counted.format(dataset)} predicted; the rest is left out"]
+    assert said(cases=["case_1"]) == []
+    shutil.copytree(dataset / "labelsTr", predictions, dirs_exist_ok=True)
+    assert said() == []
+
+
+def test_volumes_are_written_without_rounding_errors(tmp_path):
+    for folder in ("labels", "predictions"):
+        write(tmp_path / folder / "a.nii.gz", np.ones(SHAPE), spacing=(0.8, 0.8, 2.0))
+    score = score_of(evaluate(tmp_path), "a", "first")
+    assert score.reference_ml == score.prediction_ml == 1.0752
+    with (tmp_path / "scores" / "scores.csv").open() as file:
+        assert next(csv.DictReader(file))["reference_ml"] == "1.0752"
 
 
 def test_files(folders):

@@ -166,9 +166,27 @@ def test_folds_together(copied):
         values = [evaluation.structures[row[0]]["dice"].mean for evaluation in (first, second)]
         assert row[1:3] == [f"{value:.4f}" for value in values]
         assert row[3].startswith(f"{sum(values) / 2:.4f} ± ")
-    assert float(page.facts["mean Dice"]) == pytest.approx((first.mean["dice"] + 0.75) / 2, abs=1e-3)
+    assert float(page.facts["mean Dice"]) == pytest.approx((first.mean["dice"] + 0.75) / 2, abs=1e-4)
+    assert page.facts["mean Dice"] == table[3][3].split(" ±")[0]
     assert page.facts["folds scored"] == "2 of 5"
     assert page.facts["cases scored"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("dice", "hd95", "written"), [(0.93, 5.698, ("0.9300", "5.70")), (0.02034, None, ("0.0203", "-"))]
+)
+def test_tiles_are_written_as_in_the_tables(copied, dice, hd95, written):
+    def same(text):
+        content = json.loads(text)
+        for score in content["scores"]:
+            score |= {"dice": dice, "hd95_mm": hd95}
+        return json.dumps(content)
+
+    change(copied.fold_folder(0) / "scores" / "summary.json", same)
+    page = Page(write_report(copied))
+    mean = page.table(["structure", "Dice", "HD95 (mm)"])[3]
+    assert tuple(cell.split(" ±")[0] for cell in mean[:3]) == ("mean", *written)
+    assert (page.facts["mean Dice"], page.facts["mean HD95 (mm)"]) == written
 
 
 def test_long_tables_are_folded(copied):
@@ -210,6 +228,7 @@ def test_a_run_that_is_training(copied):
     assert f"{EPOCHS} of 10 epochs are trained; scores follow the last." in page.text
     assert "No fold has been scored yet" in page.text
     assert "Time left at this pace" in page.facts
+    assert page.facts["Best epoch"].endswith(f"mean pseudo-Dice {page.facts['best mean pseudo-Dice']}")
     assert page.facts["folds scored"] == "0 of 5"
     shown = [base64.b64decode(source.partition(",")[2]) for source, _ in page.pictures]
     assert shown == [(folder / name).read_bytes() for name in ("curves.png", "patches.png")]

@@ -1,5 +1,6 @@
 """The page of a run: what it is, its scores, each fold, its settings."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from jaxmamba3d.config import ExperimentConfig, to_json
 from jaxmamba3d.evaluation import (
     SCORES,
     SUMMARY,
+    Number,
     ScoredModel,
     conventions_of,
     quoted_metrics,
@@ -27,7 +29,7 @@ from jaxmamba3d.experiment.report.fold_section import (
 )
 from jaxmamba3d.files import check_writable, replacing
 from jaxmamba3d.run import Run
-from jaxmamba3d.wording import counted, duration, enumerated, number, sizes
+from jaxmamba3d.wording import counted, duration, enumerated, sizes
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +91,12 @@ def _tiles(run: Run, model: ScoredModel | None, epochs: Mapping[int, Epochs | No
     values = {}
     if model is not None:
         for metric, title in quoted_metrics(model.protocol).items():
-            mean = row_of(model, (metric,))["mean", metric].mean
-            values[f"mean {title}"] = number(round(mean, 3))
+            found = row_of(model, (metric,))["mean", metric]
+            values[f"mean {title}"] = dataclasses.replace(found, sd=math.nan, fold_sd=math.nan).markdown()
         values["cases scored"] = f"{len(model.cases):,}"
     elif trained:
         best = [found.best_score for found in trained if found.best]
-        values["best mean pseudo-Dice"] = number(round(max(best, default=math.nan), 3))
+        values["best mean pseudo-Dice"] = Number(max(best, default=math.nan)).markdown()
         values["epochs done"] = enumerated(found.done for found in trained)
     folds = len(run.splits())
     values["folds scored"] = f"{len(model.evaluations) if model else 0}" + (f" of {folds}" if folds else "")
