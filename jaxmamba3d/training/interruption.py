@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import sys
 import threading
 
 import jax
@@ -21,7 +22,7 @@ class Interruption:
     step to stop after, by JAX's own preemption service.
 
     Ctrl-C interrupts at once, and again after the step: in some places, such as JAX's own callback of the
-    garbage collection, Python discards the exception.
+    garbage collection, Python prints the exception and goes on; here it is not even printed.
 
     Attributes:
         received: whether SIGTERM came, as all processes know it.
@@ -40,9 +41,11 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._former = {number: signal.signal(number, handler) for number, handler in self._handlers.items()}
+        self._former_hook, sys.unraisablehook = sys.unraisablehook, self._discard
         return self
 
     def __exit__(self, *_) -> None:
+        sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -62,6 +65,10 @@ class Interruption:
         self.received = True
         if not self.begun:
             raise InterruptedTraining("stopped by SIGTERM before a step; the same command starts again")
+
+    def _discard(self, unraisable) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._former_hook(unraisable)
 
     def _interrupt(self, *signal_and_frame) -> None:
         self._interrupted = True

@@ -1,5 +1,6 @@
 """Signals that come while a training takes its steps."""
 
+import gc
 import signal
 
 import pytest
@@ -34,6 +35,24 @@ def test_ctrl_c_that_went_unheard_is_heard_after_the_step(set_sigint):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             interruption.has_come()
+
+
+def test_ctrl_c_that_went_unheard_is_not_printed(set_sigint, capsys):
+    set_sigint(signal.default_int_handler)
+
+    def callback(phase, _):
+        if phase == "start":
+            signal.raise_signal(signal.SIGINT)
+
+    with Interruption() as interruption:
+        gc.callbacks.append(callback)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(callback)
+        with pytest.raises(KeyboardInterrupt):
+            interruption.has_come()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_ignored_ctrl_c_stays_ignored(set_sigint):
