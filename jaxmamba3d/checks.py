@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 MEMORY_ADVICE = "set net.remat, raise train.accumulate, or lower data.batch_size or data.patch_size"
@@ -39,6 +39,22 @@ def check_count(argument: str, value: int) -> None:
     """Raises ValueError unless value is a whole number above 0."""
     check_whole(argument, value)
     check_positive(argument, value)
+
+
+def check_sizes(argument: str, sizes: Sequence[int]) -> None:
+    """Raises ValueError unless there are three sizes, along X, Y and Z, whole numbers above 0."""
+    three = isinstance(sizes, Sequence) and len(sizes) == 3
+    check_that(three, argument, "three sizes, along X, Y, Z", sizes)
+    for size in sizes:
+        check_count(argument, size)
+
+
+def check_axes(argument: str, axes: Sequence[int]) -> None:
+    """Raises ValueError unless axes are different ones out of 0, 1, 2."""
+    for axis in axes:
+        check_whole(argument, axis)
+    valid = set(axes) <= {0, 1, 2} and len(set(axes)) == len(axes)
+    check_that(valid, argument, "different axes out of 0, 1, 2", axes)
 
 
 def check_seed(argument: str, value: int) -> None:

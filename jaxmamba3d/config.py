@@ -1,15 +1,20 @@
-"""The configuration of an experiment: frozen dataclasses, validated on construction, to and from JSON."""
+"""The configuration of an experiment: frozen dataclasses, validated on construction."""
 
 import dataclasses
-import json
 import math
-import types
-import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-from jaxmamba3d.checks import check_choice, check_count, check_positive, check_seed, check_that, check_whole
-from jaxmamba3d.files import load_json
+from jaxmamba3d.checks import (
+    check_axes,
+    check_choice,
+    check_count,
+    check_positive,
+    check_seed,
+    check_sizes,
+    check_that,
+    check_whole,
+)
 
 NetName = Literal["segmamba", "bisegmamba", "segmambaskip", "multisegmamba", "resunet"]
 DType = Literal["float32", "bfloat16"]
@@ -29,7 +34,6 @@ NETS = get_args(NetName)
 SCAN_IMPLEMENTATIONS = get_args(ScanImplementation)
 
 Triple = tuple[int, int, int]
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ class NetConfig:
 
     def __post_init__(self):
         for field in ("features", "kernel_sizes", "strides", "blocks_per_stage", "decoder_blocks_per_stage"):
-            object.__setattr__(self, field, _tuples(getattr(self, field)))
+            object.__setattr__(self, field, with_tuples(getattr(self, field)))
         check_choice("name", self.name, NETS)
         check_choice("dtype", self.dtype, get_args(DType))
         check_choice("scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
@@ -89,8 +93,7 @@ class NetConfig:
                 check_count(field, entry)
         for field in ("kernel_sizes", "strides"):
             for entry in getattr(self, field):
-                valid = len(entry) == 3 and all(isinstance(n, int) and n >= 1 for n in entry)
-                check_that(valid, field, "three whole numbers >= 1 for each stage", entry)
+                check_sizes(field, entry)
         for kernel in self.kernel_sizes:
             check_that(all(n % 2 for n in kernel), "kernel_sizes", "odd sizes", kernel)
 
@@ -123,6 +126,11 @@ class NetOptions:
         check_choice("net.name", self.name, NETS)
         check_choice("net.dtype", self.dtype, get_args(DType))
         check_choice("net.scan_implementation", self.scan_implementation, (None, *SCAN_IMPLEMENTATIONS))
+        for field in ("features", "blocks_per_stage", "decoder_blocks_per_stage"):
+            for entry in getattr(self, field) or ():
+                check_count(f"net.{field}", entry)
+        stages = self.features is None or len(self.features) >= 2
+        check_that(stages, "net.features", "one entry per stage, at least 2", self.features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +144,11 @@ class PhantomConfig:
 
     def __post_init__(self):
         check_whole("data.phantoms.cases", self.cases)
-        for voxels in self.shape:
-            check_whole("an extent of data.phantoms.shape", voxels)
+        check_sizes("data.phantoms.shape", self.shape)
         check_seed("data.phantoms.seed", self.seed)
         check_that(self.cases >= 5, "data.phantoms.cases", "at least 5 (one per fold)", self.cases)
         check_that(min(self.shape) >= 16, "data.phantoms.shape", "at least 16 voxels per axis", self.shape)
-        check_that(min(self.spacing) > 0, "data.phantoms.spacing", "positive millimetres", self.spacing)
+        _check_spacing("data.phantoms.spacing", self.spacing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +191,7 @@ class DataConfig:
     phantoms: PhantomConfig | None = None
 
     def __post_init__(self):
-        fits = self.fold == "all" or (isinstance(self.fold, int) and self.fold >= 0)
+        fits = self.fold == "all" or (type(self.fold) is int and self.fold >= 0)
         check_that(fits, "data.fold", "0 or more, or all", repr(self.fold))
         fraction = self.foreground_fraction
         check_that(0 <= fraction <= 1, "data.foreground_fraction", "a share from 0 to 1", fraction)
@@ -192,12 +199,9 @@ class DataConfig:
         if self.batch_size is not None:
             check_count("data.batch_size", self.batch_size)
         if self.patch_size is not None:
-            check_that(len(self.patch_size) == 3, "data.patch_size", "three sizes", self.patch_size)
-            for size in self.patch_size:
-                check_count("data.patch_size", size)
+            check_sizes("data.patch_size", self.patch_size)
         if self.spacing is not None:
-            valid = len(self.spacing) == 3 and all(0 < mm < math.inf for mm in self.spacing)
-            check_that(valid, "data.spacing", "three lengths > 0 in mm", self.spacing)
+            _check_spacing("data.spacing", self.spacing)
         if self.memory_gb is not None:
             check_positive("data.memory_gb", self.memory_gb)
         if self.processes is not None:
@@ -290,8 +294,7 @@ class TrainConfig:
             check_count(f"train.{field}", getattr(self, field))
         check_seed("train.seed", self.seed)
         check_choice("train.non_finite", self.non_finite, get_args(NonFinite))
-        valid = set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes)
-        check_that(valid, "train.mirror_axes", "different axes out of 0, 1, 2", self.mirror_axes)
+        check_axes("train.mirror_axes", self.mirror_axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,52 +352,11 @@ class ExperimentConfig:
         }
 
 
-def to_json(config: Any) -> str:
-    """Any of these dataclasses as JSON text."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+def with_tuples(value: Any) -> Any:
+    """A value whose lists, at any depth, are tuples."""
+    return tuple(with_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
 
 
-def read_json(cls: type[T], path: str | Path) -> T:
-    """The dataclass `cls` from a file that `to_json` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not JSON, or a field is unknown, missing or out of range.
-    """
-    content = load_json(path, f"a {cls.__name__}")
-    try:
-        return from_dict(cls, content)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def from_dict(cls: type[T], data: dict[str, Any]) -> T:
-    """The dataclass `cls` from nested dictionaries; lists become tuples.
-
-    Raises:
-        ValueError: a field is unknown, missing or out of range.
-    """
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
-    check_that(not unknown, cls.__name__, f"only the fields {sorted(hints)}", f"also {unknown}")
-    required = {
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - set(data))
-    check_that(not missing, cls.__name__, f"the fields {sorted(required)}", f"none for {missing}")
-    return cls(**{name: _convert(hints[name], value) for name, value in data.items()})
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    if isinstance(hint, types.UnionType) and value is not None:
-        hint = next(member for member in typing.get_args(hint) if member is not type(None))
-    if dataclasses.is_dataclass(hint):
-        check_that(isinstance(value, dict), hint.__name__, "an object of fields", repr(value))
-        return from_dict(hint, value)
-    return _tuples(value)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
+def _check_spacing(argument: str, spacing: tuple[float, float, float]) -> None:
+    valid = len(spacing) == 3 and all(0 < mm < math.inf for mm in spacing)
+    check_that(valid, argument, "three lengths > 0 in mm", spacing)

@@ -15,7 +15,8 @@ from flax import nnx
 
 from jaxmamba3d.augment import AugmentationPlan
 from jaxmamba3d.checks import check_choice, check_that, differences
-from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions, read_json, to_json
+from jaxmamba3d.config import DataConfig, ExperimentConfig, NetConfig, NetOptions
+from jaxmamba3d.config_json import read_json, to_json
 from jaxmamba3d.data import (
     Configuration,
     Description,

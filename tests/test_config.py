@@ -14,10 +14,8 @@ from jaxmamba3d.config import (
     PhantomConfig,
     PredictConfig,
     TrainConfig,
-    from_dict,
-    read_json,
-    to_json,
 )
+from jaxmamba3d.config_json import from_dict, read_json, to_json
 
 NET = NetConfig("segmamba", 1, 3, (8, 16), ((3, 3, 3),) * 2, ((1, 1, 1), (1, 2, 2)), (2, 2), (2,))
 
@@ -54,7 +52,7 @@ def test_lists_from_json_become_tuples():
         ({"kernel_sizes": ((3, 3, 3), (2, 3, 3))}, "kernel_sizes must be odd sizes"),
         ({"features": (8, 0)}, "features must be greater than 0, got 0"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
-        ({"strides": ((1, 1), (2, 2))}, "strides must be three whole numbers"),
+        ({"strides": ((1, 1), (2, 2))}, "strides must be three sizes"),
     ],
 )
 def test_impossible_nets_are_named(change, message):
@@ -69,7 +67,7 @@ def test_impossible_nets_are_named(change, message):
         (lambda: TrainConfig(epochs=1e3), "train.epochs must be a whole number, got 1000.0"),
         (lambda: TrainConfig(epochs=True), "train.epochs must be a whole number, got True"),
         (lambda: TrainConfig(epochs="3"), "train.epochs must be a whole number, got '3'"),
-        (lambda: DataConfig(patch_size=(8, 8)), r"data.patch_size must be three sizes, got \(8, 8\)"),
+        (lambda: DataConfig(patch_size=(8, 8)), r"data.patch_size must be three sizes, .*, got \(8, 8\)"),
         (lambda: DataConfig(patch_size=(8, 8, 0)), "data.patch_size must be greater than 0, got 0"),
         (lambda: TrainConfig(mirror_axes=(3,)), "train.mirror_axes must be different axes out of 0, 1, 2"),
         (lambda: DataConfig(foreground_fraction=1.5), "data.foreground_fraction must be a share"),
@@ -86,7 +84,13 @@ def test_impossible_nets_are_named(change, message):
         (lambda: PhantomConfig(cases=5.5), "data.phantoms.cases must be a whole number, got 5.5"),
         (
             lambda: PhantomConfig(shape=(24, 48, 40.0)),
-            "an extent of data.phantoms.shape must be a whole number",
+            "data.phantoms.shape must be a whole number",
+        ),
+        (lambda: PhantomConfig(shape=(24, 48)), "data.phantoms.shape must be three sizes"),
+        (lambda: PhantomConfig(spacing=(1.0, math.inf, 1.0)), "data.phantoms.spacing must be three lengths"),
+        (
+            lambda: NetOptions(features=(4,)),
+            r"net.features must be one entry per stage, at least 2, got \(4,\)",
         ),
         (lambda: PhantomConfig(cases=2), "data.phantoms.cases must be at least 5"),
         (lambda: ExperimentConfig(output=""), "output must be the folder of the run"),
@@ -100,6 +104,24 @@ def test_impossible_settings_are_named(make, message):
 def test_a_part_that_is_no_object_is_named():
     with pytest.raises(ValueError, match="TrainConfig must be an object of fields, got 5"):
         from_dict(ExperimentConfig, {"output": "run", "train": 5})
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("train", "rotate_and_scale", "false", "rotate_and_scale must be of type bool, got 'false'"),
+        ("data", "dataset", 5, "dataset must be of type str, got 5"),
+        ("predict", "tile_step", "0.5", "tile_step must be of type float, got '0.5'"),
+        ("predict", "window_batch", 2.0, r"window_batch must be of type int, got 2\.0"),
+        ("net", "features", [8, "x"], "an entry of features must be of type int, got 'x'"),
+        ("data", "patch_size", 8, "patch_size must be a list, got 8"),
+        ("data", "fold", True, "data.fold must be 0 or more, or all, got True"),
+    ],
+)
+def test_values_of_another_type_are_named(part, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(ExperimentConfig, {"output": "run", part: {field: value}})
+    assert from_dict(ExperimentConfig, {"output": "run", "predict": {"tile_step": 1}}).predict.tile_step == 1
 
 
 def test_what_decides_a_training():

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxmamba3d"
 LAYERS = {
     "config": 0,
     "config_file": 0,
+    "config_json": 0,
     "checks": 0,
     "command": 0,
     "labels": 0,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-from jaxmamba3d.checks import check_that
+from jaxmamba3d.checks import check_axes, check_sizes, check_that
 from jaxmamba3d.config import Triple
 
 ANISOTROPY = 3
@@ -39,11 +39,8 @@ class AugmentationPlan:
     def __post_init__(self):
         for field in ("patch_size", "mirror_axes", "masked_channels"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        whole = len(self.patch_size) == 3 and all(isinstance(n, Integral) and n >= 1 for n in self.patch_size)
-        check_that(whole, "patch_size", "three whole numbers >= 1", self.patch_size)
-        axes = set(self.mirror_axes)
-        valid = axes <= {0, 1, 2} and len(axes) == len(self.mirror_axes)
-        check_that(valid, "mirror_axes", "different axes out of 0, 1, 2", self.mirror_axes)
+        check_sizes("patch_size", self.patch_size)
+        check_axes("mirror_axes", self.mirror_axes)
         valid = all(isinstance(n, Integral) and n >= 0 for n in self.masked_channels)
         check_that(valid, "masked_channels", "whole numbers >= 0", self.masked_channels)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from jaxmamba3d.checks import check_count, check_that
+from jaxmamba3d.checks import check_count, check_sizes, check_that
 from jaxmamba3d.config import Triple
 from jaxmamba3d.data.case_files import IMAGE, centres_of, open_case
 from jaxmamba3d.data.patches import cut_into, draw_corner, is_forced
@@ -124,8 +124,7 @@ def training_batches(
     check_that(0 <= foreground_fraction <= 1, "foreground_fraction", "from 0 to 1", foreground_fraction)
     check_that(seed >= 0, "seed", "0 or greater", seed)
     patch_size, final_patch_size = tuple(patch_size), tuple(final_patch_size or patch_size)
-    sizes = len(patch_size) == 3 and min(patch_size) > 0
-    check_that(sizes, "patch_size", "three sizes of at least one voxel", patch_size)
+    check_sizes("patch_size", patch_size)
     inside = len(final_patch_size) == 3 and all(map(operator.le, final_patch_size, patch_size))
     check_that(inside, "final_patch_size", f"within the patch of {patch_size}", final_patch_size)
     folders = tuple(Path(cases_folder) / name for name in case_names)

@@ -20,9 +20,8 @@ def make_splits(case_names: Collection[str], folds: int = 5) -> list[Split]:
         ValueError: there are fewer cases than folds.
     """
     names = sorted(case_names)
-    check_that(
-        len(names) >= folds, "cases", f"at least {folds}, one per fold (or give a splits file)", len(names)
-    )
+    wanted = f"at least {folds}, one per fold (or give a list of splits, by --splits or --data.splits)"
+    check_that(len(names) >= folds, "cases", wanted, len(names))
     order = np.arange(len(names))
     np.random.RandomState(12345).shuffle(order)
     splits = []

@@ -184,7 +184,8 @@ def plan_workspace(
         }
         write_json(folder / SOURCE, source)
     for name, chosen in plans.configurations.items():
-        facts = f"planned spacing {chosen.spacing} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
+        millimetres = " x ".join(f"{size:g}" for size in chosen.spacing)
+        facts = f"planned spacing {millimetres} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
     if rest := len(names) - len(in_folds.cases):
         logger.info("%d cases are in no fold: test cases, which are not trained on", rest)
@@ -212,7 +213,7 @@ def _planned_already(
 
 def _check_fold(fold: int | Literal["all"], splits: Sequence[Split]) -> None:
     there = fold == "all" or 0 <= fold < len(splits)
-    check_that(there, "fold", f"from 0 to {len(splits) - 1}", fold)
+    check_that(there, "data.fold", f"from 0 to {len(splits) - 1}", fold)
 
 
 def _without_test_cases(dataset: Dataset, splits: Sequence[Split]) -> Dataset:

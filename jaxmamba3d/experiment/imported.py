@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jaxmamba3d.checks import check_that
+from jaxmamba3d.checks import check_axes, check_that
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, TrainConfig
 from jaxmamba3d.data import description_from_json, load_plans, load_splits, plans_from_json, read_description
 from jaxmamba3d.nets import read_training_record, read_weights
@@ -75,6 +75,7 @@ def _mirror_axes(file: Path, record: dict[str, Any]) -> tuple[int, ...]:
     """Those that a trainer allowed; all, as nnU-Net trains, where no trainer says anything."""
     axes = record.get("inference_allowed_mirroring_axes", () if record else TrainConfig.mirror_axes)
     axes = () if axes is None else axes
-    valid = isinstance(axes, tuple | list) and all(isinstance(axis, int) for axis in axes)
-    check_that(valid, f"{file}: inference_allowed_mirroring_axes", "axes, or None", axes)
+    what = f"{file}: inference_allowed_mirroring_axes"
+    check_that(isinstance(axes, tuple | list), what, "axes, or None", axes)
+    check_axes(what, axes)
     return tuple(axes)

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-from jaxmamba3d.checks import check_count, check_shape, check_that
+from jaxmamba3d.checks import check_axes, check_count, check_shape, check_sizes, check_that
 from jaxmamba3d.config import Triple
 from jaxmamba3d.data.patches import cut_into
 from jaxmamba3d.inference.rolling_sums import RollingSums
@@ -83,9 +83,8 @@ def make_window_predictor(
         ValueError: an argument is out of range; at the first call, the net's logits have the wrong shape.
     """
     patch_size = tuple(patch_size)
-    check_that(len(patch_size) == 3 and min(patch_size) >= 1, "patch_size", "three sizes >= 1", patch_size)
-    valid = set(mirror_axes) <= {0, 1, 2} and len(set(mirror_axes)) == len(mirror_axes)
-    check_that(valid, "mirror_axes", "different axes out of 0, 1, 2", tuple(mirror_axes))
+    check_sizes("patch_size", patch_size)
+    check_axes("mirror_axes", mirror_axes)
     check_count("num_classes", num_classes)
     check_count("window_batch", window_batch)
     mirrorings = np.array(list(itertools.product((False, True), repeat=len(mirror_axes))), bool)

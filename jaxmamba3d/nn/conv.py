@@ -4,13 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype
 from jax import lax
 
-from jaxmamba3d.checks import check_count, check_shape, check_that
+from jaxmamba3d.checks import check_count, check_shape, check_sizes, check_that
 from jaxmamba3d.config import Triple
 from jaxmamba3d.nn.initializers import LEAKY_SLOPE, he_normal, he_normal_transposed
 from jaxmamba3d.nn.norm import InstanceNorm
@@ -112,9 +111,7 @@ def _check_sizes(in_features: int, out_features: int, **triples: Triple) -> None
     check_count("in_features", in_features)
     check_count("out_features", out_features)
     for name, sizes in triples.items():
-        check_that(np.shape(sizes) == (3,), name, "three sizes, along X, Y, Z", sizes)
-        for size in sizes:
-            check_count(name, size)
+        check_sizes(name, sizes)
 
 
 def _check_input(x: jax.Array, kernel: nnx.Param, packing: Packing) -> None:

@@ -73,7 +73,7 @@ def test_the_picture_shows_the_labels(measured):
     ("options", "message"),
     [
         ({"configuration": "2d"}, "configuration must be one of 3d_fullres"),
-        ({"patch_size": (8, 8, 0)}, "patch_size must be three whole numbers >= 1"),
+        ({"patch_size": (8, 8, 0)}, "patch_size must be greater than 0"),
         ({"batch_size": 0}, "batch_size must be greater than 0, got 0"),
         ({"seconds": 0}, "seconds must be greater than 0, got 0"),
         ({"repeats": 0}, "repeats must be greater than 0, got 0"),

@@ -143,7 +143,7 @@ def test_bad_arguments(cases):
         ({"process_index": 2, "process_count": 2}, "process_index must be below 2, got 2"),
         ({"foreground_fraction": 1.5}, "foreground_fraction must be from 0 to 1, got 1.5"),
         ({"seed": -1}, "seed must be 0 or greater, got -1"),
-        ({"patch_size": (0, 8, 8)}, r"patch_size must be three sizes of at least one voxel, got \(0, 8, 8\)"),
+        ({"patch_size": (0, 8, 8)}, r"patch_size must be greater than 0, got 0"),
         ({"patch_size": (8, 8)}, r"patch_size must be three sizes"),
         (
             {"patch_size": (8, 8, 8), "final_patch_size": (8, 9, 8)},

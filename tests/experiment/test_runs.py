@@ -19,8 +19,8 @@ from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.config import (
     ExperimentConfig,
     NetOptions,
-    to_json,
 )
+from jaxmamba3d.config_json import to_json
 from jaxmamba3d.data import open_workspace, plan_workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.epochs import read_epochs

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.config import ExperimentConfig, to_json
+from jaxmamba3d.config import ExperimentConfig
+from jaxmamba3d.config_json import to_json
 from jaxmamba3d.evaluation import (
     SCORES,
     SUMMARY,
