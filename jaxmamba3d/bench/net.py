@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmamba3d.bench.chips import chips_elsewhere
@@ -21,8 +21,8 @@ from jaxmamba3d.nets import abstract_net, build_net
 from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.training import make_optimizer
 from jaxmamba3d.training.compilation import StepTooLarge, compile_fitting, lower_train_step, memory_needed
-from jaxmamba3d.training.mesh import mesh_over, place_state, state_shardings
-from jaxmamba3d.training.steps import init_state
+from jaxmamba3d.training.mesh import mesh_over
+from jaxmamba3d.training.steps import abstract_state, init_state
 from jaxmamba3d.wording import markdown_table
 
 WARM_UP = 2
@@ -140,15 +140,11 @@ def _measure(
     started = time.perf_counter()
     with jax.set_mesh(mesh):
         net = abstract_net(training.net)
-        graph, params = nnx.split(net, nnx.Param)
-        state = jax.eval_shape(lambda p: init_state(nnx.merge(graph, p), optimizer), params)
-        placed = jax.tree.map(_placed, state, state_shardings(mesh, state))
-        lowered = lower_train_step(net, optimizer, training.train, training.task, placed, mesh)
+        state = abstract_state(net, optimizer, mesh)
+        lowered = lower_train_step(net, optimizer, training.train, training.task, state, mesh)
         try:
-            compiled = compile_fitting(lowered, mesh)
+            compiled = compile_fitting(lowered, mesh, limit=limit)
             memory = memory_needed(compiled)
-            if limit is not None and memory > limit:
-                compiled = None
         except StepTooLarge as error:
             compiled, memory = None, error.needed
     seconds = time.perf_counter() - started
@@ -161,7 +157,7 @@ def _measure(
         remat=training.net.remat,
         chips=chips,
         batch=batch,
-        parameters=sum(x.size for x in jax.tree.leaves(params)),
+        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         tflops=compiled and _tflops(compiled),
         memory_gib=memory and memory / 2**30,
         fits=compiled is not None,
@@ -178,13 +174,9 @@ def _tflops(compiled: jax.stages.Compiled) -> float | None:
     return costs and costs["flops"] / 1e12
 
 
-def _placed(array: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-
 def _time_steps(step: jax.stages.Compiled, training: Training, mesh: Mesh, steps: int) -> Timing:
-    net = build_net(training.net, rngs=nnx.Rngs(0))
-    state = place_state(mesh, init_state(net, make_optimizer(training.optim, training.train)))
+    params = nnx.state(build_net(training.net, rngs=nnx.Rngs(0)), nnx.Param)
+    state = init_state(params, make_optimizer(training.optim, training.train), mesh)
     image, label = (training.task.training_batch(mesh)[name] for name in ("image", "label"))
     key = jax.random.key(0)
     noise = {

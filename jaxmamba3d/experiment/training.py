@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 import jax
+from flax import nnx
 
 from jaxmamba3d.data import Workspace
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.prediction import check_window_batch
 from jaxmamba3d.experiment.pretrained import start_from
+from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.run import Run
-from jaxmamba3d.training import SETTINGS, has_checkpoint, train_fold
+from jaxmamba3d.training import SETTINGS, train_fold
 
 
 def train(run: Run, workspace: Workspace, fold: int) -> None:
@@ -47,13 +49,18 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
         "training cases": sorted(split["train"]),
         SETTINGS: run.config.decisive_settings(),
     }
-    net = run.build_net()
-    if train_config.start_from is not None and not has_checkpoint(run.checkpoints(fold)):
-        start_from(train_config.start_from, net)
+
+    def draw_params() -> nnx.State:
+        net = run.build_net()
+        if train_config.start_from is not None:
+            start_from(train_config.start_from, net)
+        return nnx.state(net, nnx.Param)
+
     train_fold(
-        net,
+        abstract_net(run.net),
         run.config,
         task,
+        draw_params=draw_params,
         training_batches=batches(split["train"], train_config.seed, task.augmentation.initial_patch_size),
         validation_batches=lambda: batches(split["val"], train_config.seed + 1, plan.patch_size),
         training_cases=split["train"],

@@ -97,7 +97,12 @@ def lower_validation_step(
 
 
 def compile_fitting(
-    lowered: jax.stages.Lowered, mesh: Mesh, *, step: str = "training step", advice: str = MEMORY_ADVICE
+    lowered: jax.stages.Lowered,
+    mesh: Mesh,
+    *,
+    step: str = "training step",
+    advice: str = MEMORY_ADVICE,
+    limit: int | None = None,
 ) -> jax.stages.Compiled:
     """Compiles a step; to be called instead of the step, which would compile again.
 
@@ -106,12 +111,13 @@ def compile_fitting(
         mesh: of the devices.
         step: what it is, in words.
         advice: what can be done where it is too large.
+        limit: bytes of a device; None: as its devices say.
 
     Raises:
         StepTooLarge: the step needs more memory than a device has; the message says what can be done.
     """
     started = time.perf_counter()
-    limit = memory_limit(mesh)
+    limit = memory_limit(mesh) if limit is None else limit
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -19,11 +19,11 @@ from jaxmamba3d.training.checkpoint import CHECKPOINTS, Checkpoints, Position, r
 from jaxmamba3d.training.compilation import compile_fitting, lower_train_step, lower_validation_step
 from jaxmamba3d.training.epoch import EpochProgress, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption
-from jaxmamba3d.training.mesh import make_mesh, place_state
+from jaxmamba3d.training.mesh import make_mesh
 from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer
 from jaxmamba3d.training.processes import is_main_process, main_process_first, wait_for_all_processes
 from jaxmamba3d.training.report import EpochMetrics, MetricsLog, moving_score, overlays_of
-from jaxmamba3d.training.steps import init_state
+from jaxmamba3d.training.steps import abstract_state, init_state
 from jaxmamba3d.training.task import Task
 from jaxmamba3d.wording import duration
 
@@ -37,6 +37,7 @@ def train_fold(
     config: ExperimentConfig,
     task: Task,
     *,
+    draw_params: Callable[[], nnx.State],
     training_batches: Batches,
     validation_batches: Callable[[], Batches],
     training_cases: Sequence[str],
@@ -48,9 +49,10 @@ def train_fold(
     """Trains a net until `config.train.epochs`, resuming from the folder's latest checkpoint if it has one.
 
     Args:
-        net: freshly built; the training starts from its parameters.
+        net: to train; shapes in place of parameters suffice.
         config: the experiment.
         task: what it learns.
+        draw_params: gives the parameters that a training starts from.
         training_batches: a Grain iterator over {image [B, X, Y, Z, C], label [B, X, Y, Z], case [B]}, the
             patches of the augmentation's `initial_patch_size`.
         validation_batches: starts the same sequence of validation batches again, each epoch.
@@ -69,7 +71,6 @@ def train_fold(
     optimizer = make_optimizer(config.optim, config.train)
     train = config.train
     mesh = make_mesh(task.batch_size, accumulate=train.accumulate, shard_parameters=train.shard_parameters)
-    state = place_state(mesh, init_state(net, optimizer))
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         interruption = stack.enter_context(Interruption())
@@ -81,11 +82,13 @@ def train_fold(
         )
         stack.enter_context(checkpoints)
         position = Position(epoch=0, iterator={}, best_score=-math.inf)
-        if restored := checkpoints.restore(state):
+        if restored := checkpoints.restore(abstract_state(net, optimizer, mesh)):
             state, position = restored
             _check_schedule(config, int(state.step), position)
             training_batches.set_state(position.iterator)
             logger.info("resuming after epoch %d of %d", position.epoch, train.epochs)
+        else:
+            state = init_state(draw_params(), optimizer, mesh)
         log = None
         if is_main_process():
             log = MetricsLog(folder, task.labels, start_epoch=position.epoch)

@@ -9,12 +9,19 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from jaxmamba3d.augment import AugmentationPlan, augment
 from jaxmamba3d.labels import Labels
 from jaxmamba3d.losses import HardCounts, hard_counts, loss_of_sums, segmentation_sums
 from jaxmamba3d.ops.backend import batch_axes
-from jaxmamba3d.training.mesh import constrain_state, split_by_sample, whole_everywhere
+from jaxmamba3d.training.mesh import (
+    constrain_state,
+    place_state,
+    split_by_sample,
+    state_shardings,
+    whole_everywhere,
+)
 
 Batch = dict[str, jax.Array]
 """image [B, X, Y, Z, C] float32 and label [B, X, Y, Z] int."""
@@ -28,15 +35,35 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
-def init_state(net: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step.
+def abstract_state(net: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and places on a mesh of the state before the first step; nothing is stored.
 
     Args:
-        net: freshly initialised; its parameters are the state's.
+        net: may have shapes in place of parameters.
         optimizer: see `make_optimizer`.
+        mesh: of the devices.
     """
-    params = nnx.state(net, nnx.Param)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.state(net, nnx.Param))
+    state = TrainState(params, jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32))
+
+    def placed(array, sharding):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, state, state_shardings(mesh, state))
+
+
+def init_state(params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step, of which each device of a mesh holds its part.
+
+    Args:
+        params: freshly drawn.
+        optimizer: see `make_optimizer`.
+        mesh: of the devices.
+    """
+    params = place_state(mesh, params)
+    shardings = state_shardings(mesh, jax.eval_shape(optimizer.init, params))
+    moments = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    return TrainState(params, moments, place_state(mesh, jnp.zeros((), jnp.int32)))
 
 
 def make_train_step(

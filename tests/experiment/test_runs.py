@@ -232,7 +232,7 @@ def test_patches_that_the_net_cannot_halve_are_named_before_training(dataset, tm
     config = small_config(dataset, tmp_path / "run")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, patch_size=(8, 9, 8)))
     workspace = plan_workspace(dataset, tmp_path / "work", processes=1)
-    with pytest.raises(ValueError, match=r"data.patch_size must be divisible by the net's \d along Y"):
+    with pytest.raises(ValueError, match=r"data.patch_size must be divisible by the net's \d along axis 1"):
         start_run(config, workspace)
 
 

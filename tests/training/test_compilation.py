@@ -15,7 +15,7 @@ from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.training import Task, compilation
 from jaxmamba3d.training import mesh as meshes
-from jaxmamba3d.training.mesh import make_mesh, mesh_over, place_state, shard_batch
+from jaxmamba3d.training.mesh import make_mesh, mesh_over, shard_batch
 from jaxmamba3d.training.optimizer import make_optimizer
 from jaxmamba3d.training.steps import init_state
 
@@ -37,7 +37,7 @@ def started(mesh):
     net = build_net(NET, rngs=nnx.Rngs(0))
     train = TrainConfig(accumulate=2)
     optimizer = make_optimizer(OptimConfig(schedule="constant"), train)
-    state = place_state(mesh, init_state(net, optimizer))
+    state = init_state(nnx.state(net, nnx.Param), optimizer, mesh)
     with jax.set_mesh(mesh):
         return state, compilation.lower_train_step(net, optimizer, train, TASK, state, mesh)
 

@@ -16,9 +16,9 @@ from jaxmamba3d.labels import Labels
 from jaxmamba3d.nets import build_net
 from jaxmamba3d.ops.backend import BATCH_AXES
 from jaxmamba3d.training import mesh as meshes
-from jaxmamba3d.training.mesh import make_mesh, parameter_spec, place_state, shard_batch
+from jaxmamba3d.training.mesh import make_mesh, mesh_over, parameter_spec, shard_batch
 from jaxmamba3d.training.optimizer import make_optimizer
-from jaxmamba3d.training.steps import init_state, make_train_step, make_validation_step
+from jaxmamba3d.training.steps import abstract_state, init_state, make_train_step, make_validation_step
 
 NET = NetConfig("segmamba", 1, 3, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
 LABELS = Labels({"background": (0,), "a": (1,), "b": (2,)})
@@ -42,7 +42,7 @@ def batches():
 
 def fresh_state(net, optimizer, mesh):
     """The state that a step may take for its own: the net keeps its arrays."""
-    return place_state(mesh, jax.tree.map(jnp.copy, init_state(net, optimizer)))
+    return init_state(jax.tree.map(jnp.copy, nnx.state(net, nnx.Param)), optimizer, mesh)
 
 
 def trained(net, devices, *, batch_dice, accumulate=1, shard_parameters=1):
@@ -144,12 +144,25 @@ def test_where_an_array_is_shared_out():
     assert parameter_spec((4096, 64), 1) == spec()
 
 
+@pytest.mark.parametrize("shard_parameters", [1, 4])
+def test_the_state_is_known_before_it_is_there(net, shard_parameters, monkeypatch):
+    monkeypatch.setattr(meshes, "SMALLEST_SHARED", 64)
+    optimizer = make_optimizer(OptimConfig(), TrainConfig())
+    mesh = mesh_over(jax.devices()[:4], shard_parameters)
+    known, state = abstract_state(net, optimizer, mesh), fresh_state(net, optimizer, mesh)
+    assert jax.tree.structure(known) == jax.tree.structure(state)
+    for there, here in zip(jax.tree.leaves(known), jax.tree.leaves(state), strict=True):
+        assert (there.shape, there.dtype, there.sharding) == (here.shape, here.dtype, here.sharding)
+    parts = [leaf for leaf in jax.tree.leaves(state) if not leaf.is_fully_replicated]
+    assert bool(parts) == (shard_parameters > 1)
+
+
 def flops_of_a_step_in_two_parts(net, batch_dice):
     optimizer = make_optimizer(OptimConfig(), TrainConfig())
     step = make_train_step(
         net, optimizer, labels=LABELS, batch_dice=batch_dice, augmentation=MIRRORING, seed=0, accumulate=2
     )
-    state = jax.tree.map(jnp.copy, init_state(net, optimizer))
+    state = fresh_state(net, optimizer, mesh_over(jax.devices()[:1]))
     return step.lower(state, next(batches())).compile().cost_analysis()["flops"]
 
 
@@ -250,7 +263,7 @@ def test_each_step_and_each_seed_augments_otherwise():
 
     def losses(seed):
         step = make_train_step(net, optimizer, labels=labels, batch_dice=False, augmentation=plan, seed=seed)
-        state = jax.tree.map(jnp.copy, init_state(net, optimizer))
+        state = fresh_state(net, optimizer, mesh_over(jax.devices()[:1]))
         return [
             float(step(jax.tree.map(jnp.copy, state._replace(step=jnp.int32(n))), batch)[1]["loss"])
             for n in range(8)
