@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-from flax import nnx
 
 from jaxmamba3d.config import (
     DataConfig,
@@ -14,7 +13,6 @@ from jaxmamba3d.config import (
     TrainConfig,
 )
 from jaxmamba3d.files import write_json
-from jaxmamba3d.nets import abstract_net
 from jaxmamba3d.training import restore_params
 
 EPOCHS = 3
@@ -49,5 +47,5 @@ def all_folds_config(dataset, folder) -> ExperimentConfig:
 
 
 def params_of(run, which="latest"):
-    template = nnx.state(abstract_net(run.net), nnx.Param)
+    template = run.abstract_params()
     return jax.tree.leaves(restore_params(run.fold_folder(0) / "checkpoints", template, which))

@@ -162,7 +162,7 @@ def check_window_batch(run: Run) -> None:
     as_many = windows * train.accumulate * len(devices) <= batch_size and train.shard_parameters == 1
     if as_many or memory_limit(predictor.mesh) is None:
         return
-    lowered = predictor.lower(nnx.state(abstract_net(run.net), nnx.Param), run.net.in_channels)
+    lowered = predictor.lower(run.abstract_params(), run.net.in_channels)
     compile_fitting(
         lowered,
         predictor.mesh,
@@ -183,7 +183,7 @@ def read_folds(run: Run, folds: Sequence[int], checkpoint: str) -> list[nnx.Stat
         FileNotFoundError, ValueError: see `restore_params`.
     """
     check_choice("checkpoint", checkpoint, ("latest", "best"))
-    template = nnx.state(abstract_net(run.net), nnx.Param)
+    template = run.abstract_params()
     return [restore_params(run.checkpoints(fold), template, checkpoint) for fold in folds]
 
 

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from jaxmamba3d.checks import check_that
-from jaxmamba3d.nets import UNet3D, abstract_net
+from jaxmamba3d.nets import UNet3D
 from jaxmamba3d.run import Run, open_run
 from jaxmamba3d.training import has_checkpoint, restore_params
 
@@ -20,7 +20,7 @@ LEAST_SHARE = 0.5
 def check_source(source: str, net: UNet3D) -> None:
     """Raises where `start_from` would, without reading the parameters; `net` may be abstract."""
     run, _ = _open_fold(source)
-    _fitting(net, nnx.state(abstract_net(run.net), nnx.Param), source)
+    _fitting(net, run.abstract_params(), source)
 
 
 def start_from(source: str, net: UNet3D) -> None:
@@ -37,7 +37,7 @@ def start_from(source: str, net: UNet3D) -> None:
         ValueError: too few parameters agree, or the checkpoint is damaged.
     """
     run, fold = _open_fold(source)
-    theirs = restore_params(run.checkpoints(fold), nnx.state(abstract_net(run.net), nnx.Param))
+    theirs = restore_params(run.checkpoints(fold), run.abstract_params())
     fitting = _fitting(net, theirs, source)
     ours = nnx.state(net, nnx.Param)
     nnx.update(net, jax.tree_util.tree_map_with_path(lambda path, x: fitting.get(_name(path), x), ours))

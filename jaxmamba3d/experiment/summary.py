@@ -26,10 +26,8 @@ def fold_summary(run: Run, fold: int) -> dict[str, Any]:
         number, structures: structure -> metric -> {mean, sd, cases}}; `versions`, `devices`.
     """
     folder = run.fold_folder(fold)
-    versions = run.versions()
-    devices = versions.pop("devices", None)
     content = {
-        "net": {"name": run.net.name, "parameters": run.parameters()},
+        "net": {"name": run.net.name, "parameters": run.parameter_count()},
         "dataset": run.plans.dataset_name,
         "fold": fold,
         "configuration": run.config.data.configuration,
@@ -39,8 +37,8 @@ def fold_summary(run: Run, fold: int) -> dict[str, Any]:
         "training": _training(read_epochs(folder), run.config.train.epochs),
         "validation": _validation(folder / SCORES),
         "validation_postprocessed": _validation(folder / f"{SCORES}{POSTPROCESSED}"),
-        "versions": versions,
-        "devices": devices,
+        "versions": run.versions(),
+        "devices": run.devices(),
     }
     return without_nan(content)
 

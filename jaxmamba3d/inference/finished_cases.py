@@ -127,4 +127,5 @@ def _read_records(folder: Path) -> dict[Path, Record]:
 
 
 def _claimed_in(records: Iterable[Record]) -> set[str]:
-    return {name for record in records for name in (*record["cases"], *(record["claimed"] or ()))}
+    """A case is claimed before it is finished."""
+    return {name for record in records for name in record["claimed"]}

@@ -78,8 +78,8 @@ def predict_cases(
     """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
 
     While the device predicts a case, the next one is read and the planes that are finished are exported, so
-    that no more than a window's depth of logits is in memory. Several processes share out the cases. Those
-    that an earlier call with the same weights, plans and settings finished are not predicted again.
+    that little more than a window's depth of logits is in memory. Several processes share out the cases.
+    Those that an earlier call with the same weights, plans and settings finished are not predicted again.
 
     Args:
         predictor: see `make_net_predictor`.
@@ -92,7 +92,7 @@ def predict_cases(
         tile_step: distance of neighbouring windows as a share of the window.
         settings: what else predictions depend on, JSON-able, such as the mirror axes of the predictor.
         probabilities: also write OUTPUT/NAME.npz, as nnU-Net does: `probabilities` [K, z, y, x] float32 on
-            the image's voxels.
+            the image's voxels; all of a case, 4 K bytes a voxel, are in memory at once.
         postprocess: what is done to each segmentation [z, y, x] uint8 before it is written; `settings` must
             tell it apart from others.
 

@@ -96,6 +96,7 @@ def make_window_predictor(
     mirrorings = mirrorings.reshape(len(mirrorings) // at_once, at_once, len(mirror_axes))
     shape = (at_once, len(devices) // at_once)
     mesh = jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto,) * 2, devices=devices)
+    # The axes of a training's mesh, which the scan knows for batches: here of copies and of windows.
     specs = PartitionSpec(), PartitionSpec(BATCH_AXES[1]), PartitionSpec(BATCH_AXES)
     everywhere, by_window, shared_out = (NamedSharding(mesh, spec) for spec in specs)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxmamba3d.checks import check_shape, check_that
+from jaxmamba3d.checks import check_count, check_shape, check_that
 from jaxmamba3d.ops.dtypes import check_floating
 
 
@@ -16,10 +16,15 @@ class InstanceNorm(nnx.Module):
 
     [B, X, Y, Z, features] -> the same, in x's dtype.
 
+    Args:
+        features: channels.
+        zero_init: start from a scale of 0, which passes nothing on.
+
     Source: `torch.nn.InstanceNorm3d` with affine=True.
     """
 
     def __init__(self, features: int, *, zero_init: bool = False):
+        check_count("features", features)
         self.features = features
         self.scale = nnx.Param(jnp.full((features,), 0 if zero_init else 1, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))

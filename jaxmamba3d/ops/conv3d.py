@@ -107,11 +107,18 @@ def upsample3d(x: jax.Array, kernel: jax.Array, packing: Packing = UNPACKED) -> 
     Returns:
         [B, X KX, Y KY, Z KZ, C_out] in x's dtype.
 
+    Raises:
+        ValueError: x is of another shape or not floating, or the packing is another.
+
     Source: `torch.nn.ConvTranspose3d` with stride = kernel size.
     """
+    voxels = packing.before
+    check_shape("x", x, "[B, X, Y, Z, C]", (None, None, None, None, voxels * kernel.shape[3]))
     check_floating("x", x)
     if packing != UNPACKED:
-        kernel = packed_upsampling_kernel(kernel, packing.before)
+        after = voxels * kernel.shape[1]
+        check_that(packing.after == after, "packing.after", f"{after}, KY times before", packing.after)
+        kernel = packed_upsampling_kernel(kernel, voxels)
     blocks = jnp.einsum("bxyzi,uvwio->bxuyvzwo", x, kernel.astype(x.dtype))
     for axis in 1, 2, 3:  # one at a time: JAX reshapes arrays that lie over explicit mesh axes only so
         size = blocks.shape[axis] * blocks.shape[axis + 1]
@@ -126,15 +133,20 @@ def average_pool3d(x: jax.Array, window: Triple, packing: Packing = UNPACKED) ->
     other.
 
     Args:
-        x: volumes.
+        x: volumes, floating.
         window: voxels.
         packing: as for `conv3d`.
 
+    Returns:
+        in x's dtype.
+
     Raises:
-        ValueError: a size does not divide by the window's.
+        ValueError: x is not of five axes or not floating, or a size does not divide by the window's.
 
     Numerics: as a convolution those of a matrix product.
     """
+    check_shape("x", x, "[B, X, Y, Z, C]", (None,) * 5)
+    check_floating("x", x)
     sizes = x.shape[1], x.shape[2] * packing.before, x.shape[3]
     for name, size, width in zip("XYZ", sizes, window, strict=True):
         check_that(size % width == 0, f"size of x along {name}", f"divisible by {width}", size)

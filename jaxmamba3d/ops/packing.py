@@ -35,7 +35,7 @@ def side_by_side(channels: int, size: int) -> int:
 
 
 def pack(x: jax.Array, voxels: int) -> jax.Array:
-    """[B, X, Y, Z, C] -> [B, X, Y / voxels, Z, voxels C]."""
+    """[B, X, Y, Z, C] -> [B, X, Y / voxels, Z, voxels C]; `voxels` divides Y."""
     if voxels == 1:
         return x
     *outer, y, z, channels = x.shape

@@ -81,7 +81,7 @@ class Checkpoints:
         keep: latest checkpoints that stay.
         identity: JSON-able description of net, data and, as `SETTINGS`, of how it is trained; restoring under
             another one is refused.
-        allow_changed_settings: but not if only its settings differ.
+        allow_changed_settings: restore under an identity that differs in `SETTINGS` alone.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ def test_a_finished_run(copied, finished):
         "Batch size": "2",
         "Epochs": f"{EPOCHS}, each of 4 steps",
         "Learning rate": "0.01, constant",
-        "Devices": copied.versions()["devices"],
+        "Devices": copied.devices(),
         "folds scored": "1 of 5",
     }
     assert page.facts.items() >= expected.items()

@@ -54,6 +54,23 @@ def test_kernels_of_even_sizes_are_refused():
         conv3d(jnp.zeros((1, 4, 4, 4, 1)), jnp.zeros((3, 2, 3, 1, 1)))
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: upsample3d(jnp.zeros((1, 2, 2, 2, 3)), jnp.zeros((2, 2, 2, 4, 2))), "x must have shape"),
+        (
+            lambda: upsample3d(jnp.zeros((1, 2, 2, 2, 3), int), jnp.zeros((2, 2, 2, 3, 2))),
+            "x must be .*float",
+        ),
+        (lambda: average_pool3d(jnp.zeros((2, 2, 2, 3)), (2, 2, 2)), "x must have shape"),
+        (lambda: average_pool3d(jnp.zeros((1, 2, 2, 2, 3), int), (2, 2, 2)), "floating"),
+    ],
+)
+def test_volumes_of_another_form_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_result_is_of_the_volumes_dtype(size):
     y = conv3d(jnp.zeros((1, 4, 4, 4, 1), jnp.bfloat16), jnp.zeros((size, size, size, 1, 2)))

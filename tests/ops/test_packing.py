@@ -115,3 +115,8 @@ def test_a_packing_that_would_drop_voxels_is_refused():
         ValueError, match=r"packing\.after must be a divisor of 6, the result's voxels .*, got 4"
     ):
         conv3d(jnp.zeros((1, 1, 3, 1, 2)), jnp.zeros((1, 3, 1, 1, 1)), (1, 1, 1), Packing(2, 4))
+
+
+def test_an_upsampling_that_would_be_packed_otherwise_is_refused():
+    with pytest.raises(ValueError, match=r"packing\.after must be 4, KY times before, got 3"):
+        upsample3d(jnp.zeros((1, 2, 2, 2, 6)), jnp.zeros((2, 2, 2, 3, 2)), Packing(2, 3))

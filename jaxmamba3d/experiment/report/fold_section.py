@@ -23,7 +23,7 @@ from jaxmamba3d.evaluation import (
 from jaxmamba3d.experiment.epochs import Epochs
 from jaxmamba3d.experiment.report import page
 from jaxmamba3d.files import load_json
-from jaxmamba3d.run import POSTPROCESSING, Run
+from jaxmamba3d.run import Run
 from jaxmamba3d.training import is_imported
 from jaxmamba3d.training.report import METRICS
 from jaxmamba3d.wording import counted, duration, number
@@ -206,9 +206,7 @@ def _scores(run: Run, fold: int, model: ScoredModel) -> list[str]:
         parts.append(page.table(Table(cases.columns, cases.rows[:SHOWN_CASES])))
         rest = Table(cases.columns, cases.rows[SHOWN_CASES:])
         parts.append(page.folded(f"The other {len(rest.rows)} cases", page.table(rest)))
-    path = run.fold_folder(fold) / POSTPROCESSING
-    if path.is_file():
-        decision = Postprocessing.from_json(load_json(path, "a post-processing"))
+    if decision := run.postprocessing(fold):
         parts += [page.heading("Post-processing, decided on this fold"), postprocessing_part(decision)]
     return parts + scores_without_and_with(run.fold_folder(fold), model)
 

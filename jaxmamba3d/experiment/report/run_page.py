@@ -110,7 +110,7 @@ def _overview(run: Run) -> dict[str, str]:
     config, plan = run.config, run.configuration
     facts = {
         "Network": run.net.name,
-        "Parameters": f"{run.parameters():,}",
+        "Parameters": f"{run.parameter_count():,}",
         "Features of the stages": enumerated(run.net.features),
         "Computed in": run.net.dtype,
         "Dataset": run.plans.dataset_name,
@@ -124,11 +124,11 @@ def _overview(run: Run) -> dict[str, str]:
         steps = counted(config.train.steps_per_epoch, "step")
         facts["Epochs"] = f"{config.train.epochs}, each of {steps}"
         facts["Learning rate"] = _schedule(config)
-    return facts | {"Devices": run.versions().get("devices", "unknown")}
+    return facts | {"Devices": run.devices() or "unknown"}
 
 
 def _lists(run: Run) -> list[str]:
-    packages = (f"{name} {version}" for name, version in run.versions().items() if name != "devices")
+    packages = (f"{name} {version}" for name, version in run.versions().items())
     lists = {"Structures": enumerated(run.labels.structures), "Versions": enumerated(packages, "unknown")}
     return [page.paragraph(f"{name}: {content}") for name, content in lists.items()]
 
