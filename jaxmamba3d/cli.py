@@ -95,9 +95,10 @@ def predict(
     """
     from jaxmamba3d import experiment
     from jaxmamba3d import run as runs
-    from jaxmamba3d.training import keep_compiled_programs
+    from jaxmamba3d.training import keep_compiled_programs, use_all_cores
 
     trained = runs.open_run(run)
+    use_all_cores()
     keep_compiled_programs(run)
     found = folds or experiment.folds_to_predict(trained)
     cases = experiment.cases_to_predict(trained, input)

@@ -136,7 +136,12 @@ def orientation(geometry: Geometry) -> str:
 def upright(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     """An array [..., Z, Y, X] of the file with Y to the front of the body, or up, for pictures that draw the
     first row at the bottom."""
-    return np.flip(array, -2) if orientation(geometry)[1] in "PI" else array
+    return np.flip(array, -2) if is_upside_down(orientation(geometry)) else array
+
+
+def is_upside_down(orientation: str) -> bool:
+    """Whether such pictures of a file stored like this, such as LPS, stand on their heads."""
+    return orientation[1] in "PI"
 
 
 def contradiction(geometry: Geometry) -> str | None:

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from jaxmamba3d.data import Workspace
+from jaxmamba3d.data.nifti import is_upside_down
 from jaxmamba3d.data.pipeline import training_batches
 from jaxmamba3d.experiment.prediction import check_window_batch
 from jaxmamba3d.experiment.pretrained import start_from
@@ -66,6 +67,13 @@ def train(run: Run, workspace: Workspace, fold: int) -> None:
         training_cases=split["train"],
         validation_cases=split["val"],
         spacing=plan.spacing,
+        upside_down=_upside_down(run, workspace),
         folder=run.fold_folder(fold),
         identity=identity,
     )
+
+
+def _upside_down(run: Run, workspace: Workspace) -> bool:
+    """Whether pictures of all patches stand on their heads; False where plans change the axes' order."""
+    in_order, found = tuple(run.plans.transpose_forward) == (0, 1, 2), workspace.orientations
+    return in_order and bool(found) and all(map(is_upside_down, found))

@@ -43,6 +43,7 @@ def train_fold(
     training_cases: Sequence[str],
     validation_cases: Sequence[str],
     spacing: tuple[float, float, float],
+    upside_down: bool,
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
@@ -58,6 +59,7 @@ def train_fold(
         validation_batches: starts the same sequence of validation batches again, each epoch.
         training_cases, validation_cases: names, by the numbers that the batches give.
         spacing: voxel size of the patches (mm), for pictures.
+        upside_down: whether these must be turned over along Y.
         folder: of this fold; gets metrics.csv, curves.png, patches.png, tensorboard/ and checkpoints/.
         identity: JSON-able description of net, data and settings that a checkpoint to resume from must share.
 
@@ -146,7 +148,8 @@ def train_fold(
             if log is not None:
                 log.append(metrics)
                 if log.wants_a_picture(train.epochs):
-                    log.show(overlays_of(validation.sample, validation_cases, spacing, task.labels))
+                    sample = validation.sample
+                    log.show(overlays_of(sample, validation_cases, spacing, task.labels, upside_down))
                 _say(metrics, log, train.epochs, is_best)
             position = dataclasses.replace(
                 position,

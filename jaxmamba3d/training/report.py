@@ -194,7 +194,11 @@ class MetricsLog:
 
 
 def overlays_of(
-    sample: Sample, case_names: Sequence[str], spacing: tuple[float, float, float], labels: Labels
+    sample: Sample,
+    case_names: Sequence[str],
+    spacing: tuple[float, float, float],
+    labels: Labels,
+    upside_down: bool,
 ) -> list[OverlayCase]:
     """Rows of `overlay_figure` for a few patches with foreground, or without where none has any.
 
@@ -203,15 +207,19 @@ def overlays_of(
         case_names: by number.
         spacing: voxel size of the patches (mm).
         labels: what label values mean.
+        upside_down: turn them over along Y.
     """
-    truth = np.maximum(sample.label, 0)
+    turned = -1 if upside_down else 1
+    image, truth, segmentation = (
+        array[:, :, ::turned] for array in (sample.image, np.maximum(sample.label, 0), sample.segmentation)
+    )
     fullest = sorted(range(len(truth)), key=lambda i: not np.isin(truth[i], labels.values[1:]).any())
     return [
         OverlayCase(
             case_names[sample.case[i]],
-            sample.image[i],
+            image[i],
             truth[i],
-            sample.segmentation[i],
+            segmentation[i],
             spacing=spacing,
             ignore_label=labels.ignore,
             structures=[*labels.structures.values()],

@@ -236,10 +236,14 @@ def test_patches_are_shown(tmp_path):
     label[0] = -1
     image = np.random.default_rng(0).normal(label, 0.2)[..., None].astype(np.float32)
     sample = Sample(image, label, np.maximum(label, 0) * 2, np.array([1, 0]))
-    overlays = overlays_of(sample, ["a", "b"], (3.0, 1.0, 1.0), LABELS)
+    overlays = overlays_of(sample, ["a", "b"], (3.0, 1.0, 1.0), LABELS, upside_down=False)
     assert [overlay.name for overlay in overlays] == ["a", "b"]
     assert overlays[1].truth.min() == 0
     assert {overlay.extent for overlay in overlays} == {"patch"}
+    turned = overlays_of(sample, ["a", "b"], (3.0, 1.0, 1.0), LABELS, upside_down=True)
+    for name in ("image", "truth", "prediction"):
+        for one, other in zip(overlays, turned, strict=True):
+            np.testing.assert_array_equal(getattr(other, name), np.flip(getattr(one, name), 1))
     log = MetricsLog(tmp_path, LABELS)
     log.append(metrics_of(0))
     log.show(overlays)
