@@ -236,7 +236,9 @@ def _as_nifti(path: Path) -> Iterator[BinaryIO]:
             f"{path} must be a whole NIfTI file, got {reason!r}; copy or convert the original again"
         ) from error
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"{path}: no such file") from error
+        other = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
+        found = f", but {other.name} (let dataset.json name files as they are)" if other.is_file() else ""
+        raise FileNotFoundError(f"{path}: no such file{found}") from error
     except OSError as error:
         advice = "check its permissions and its disk"
         raise ValueError(

@@ -179,7 +179,13 @@ def refused(read, path, *words, error=ValueError):
 @pytest.mark.parametrize("read", [read_volume, read_label])
 class TestDamagedFiles:
     def test_missing(self, tmp_path, read):
-        refused(read, tmp_path / "no.nii.gz", "no such file", error=FileNotFoundError)
+        refused(read, tmp_path / "no.nii.gz", "no such file$", error=FileNotFoundError)
+
+    @pytest.mark.parametrize(("there", "wanted"), [("a.nii", "a.nii.gz"), ("a.nii.gz", "a.nii")])
+    def test_missing_in_this_form(self, tmp_path, read, there, wanted):
+        save(tmp_path / there)
+        found = rf"no such file, but {there} \(let dataset\.json"
+        refused(read, tmp_path / wanted, found, error=FileNotFoundError)
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
     def test_truncated_gzip(self, tmp_path, read, share):
