@@ -41,6 +41,8 @@ def run_command(command: Callable[[], None]) -> None:
         raise
     except InterruptedTraining as error:
         logging.getLogger("jaxmamba3d").warning("%s", error)
+        if _is_one_of_several():
+            sys.exit(TRY_AGAIN)  # JAX has them end together
         _end_compiling(TRY_AGAIN)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command resumes from what is finished\n")

@@ -90,9 +90,9 @@ def config_of(dataset, tmp_path, *, train=None, **data):
 @pytest.mark.parametrize(
     ("train", "data", "message"),
     [
-        ({}, {"fold": 5}, r"^fold must be from 0 to 4, got 5$"),
+        ({}, {"fold": 5}, r"^data\.fold must be from 0 to 4, got 5$"),
         ({}, {"configuration": "2d"}, r"configuration must be one of .*3d_fullres.*, got '?2d"),
-        ({}, {"patch_size": (8, 9, 8)}, r"^data\.patch_size must be divisible by the net's 2 along Y"),
+        ({}, {"patch_size": (8, 9, 8)}, r"^data\.patch_size must be divisible by the net's 2 along axis 1"),
         ({"accumulate": 3}, {}, r"^train\.accumulate must be a divisor of the batch size 2, got 3$"),
         (
             {"shard_parameters": 7},

@@ -75,11 +75,14 @@ def test_patches_are_drawn_as_the_config_says(run, monkeypatch):
     )
     monkeypatch.setattr(training, "train_fold", lambda net, config, task, **options: given.update(options))
     workspace = SimpleNamespace(
-        split=lambda fold: {"train": ["x", "y"], "val": ["z"]}, cases_folder=lambda name: name
+        split=lambda fold: {"train": ["x", "y"], "val": ["z"]},
+        cases_folder=lambda name: name,
+        orientations={"LPS": 2, "LPI": 1},
     )
     training.train(run, workspace, 0)
     given["validation_batches"]()
     (train_names, train), (val_names, val) = asked
+    assert given["upside_down"]
     assert (train_names, val_names) == (["x", "y"], ["z"])
     assert (train["seed"], val["seed"]) == (3, 4)
     assert train["patch_size"] == run.task().augmentation.initial_patch_size != (8, 8, 8)

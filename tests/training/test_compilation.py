@@ -1,5 +1,6 @@
 """Training steps that are compiled before the first batch."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -151,3 +152,30 @@ def test_a_mesh_has_the_devices_of_a_process_side_by_side(monkeypatch):
     devices = [SimpleNamespace(process_index=n // 2 % 2, id=n) for n in reversed(range(8))]
     processes = [[device.process_index for device in row] for row in mesh_over(devices, 2)]
     assert processes == [[0, 0], [0, 0], [1, 1], [1, 1]]
+
+
+@pytest.fixture
+def chosen_folder():
+    """Sets where JAX keeps programs."""
+    former = jax.config.jax_compilation_cache_dir
+    yield lambda folder: jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", former)
+
+
+def test_programs_are_kept_in_the_run_unless_the_user_has_named_a_folder(chosen_folder, tmp_path):
+    chosen_folder(None)
+    compilation.keep_compiled_programs(tmp_path / "run")
+    kept = Path(jax.config.jax_compilation_cache_dir)
+    assert kept.parent == tmp_path / "run" / "compiled"
+    assert kept.name.startswith(jax.default_backend())
+    assert not (tmp_path / "run").exists(), "JAX makes it with the first program"
+    chosen_folder("mine")
+    compilation.keep_compiled_programs(tmp_path / "other")
+    assert jax.config.jax_compilation_cache_dir == "mine"
+
+
+def test_several_processes_keep_no_programs(chosen_folder, tmp_path, monkeypatch):
+    chosen_folder(None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    compilation.keep_compiled_programs(tmp_path)
+    assert jax.config.jax_compilation_cache_dir is None
