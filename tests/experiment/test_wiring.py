@@ -67,6 +67,30 @@ def test_the_seed_decides_on_the_first_parameters(run):
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(one, again, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("orientations", "forward", "turned"),
+    [
+        ({"LPS": 2, "LPI": 1}, (0, 1, 2), True),
+        ({"LPS": 2, "RAS": 1}, (0, 1, 2), False),
+        ({"LPS": 2}, (2, 0, 1), False),
+        ({}, (0, 1, 2), False),
+    ],
+)
+def test_pictures_of_patches_are_turned_over_where_all_would_stand_on_their_heads(
+    run, monkeypatch, orientations, forward, turned
+):
+    given = {}
+    monkeypatch.setattr(training, "check_window_batch", lambda run: None)
+    monkeypatch.setattr(training, "training_batches", lambda *_, **options: options)
+    monkeypatch.setattr(training, "train_fold", lambda net, config, task, **options: given.update(options))
+    plans = dataclasses.replace(run.plans, transpose_forward=forward)
+    workspace = SimpleNamespace(
+        split=lambda fold: {"train": ["x"], "val": ["z"]}, cases_folder=str, orientations=orientations
+    )
+    training.train(dataclasses.replace(run, plans=plans), workspace, 0)
+    assert given["upside_down"] == turned
+
+
 def test_patches_are_drawn_as_the_config_says(run, monkeypatch):
     asked, given = [], {}
     monkeypatch.setattr(training, "check_window_batch", lambda run: None)
@@ -77,12 +101,11 @@ def test_patches_are_drawn_as_the_config_says(run, monkeypatch):
     workspace = SimpleNamespace(
         split=lambda fold: {"train": ["x", "y"], "val": ["z"]},
         cases_folder=lambda name: name,
-        orientations={"LPS": 2, "LPI": 1},
+        orientations={},
     )
     training.train(run, workspace, 0)
     given["validation_batches"]()
     (train_names, train), (val_names, val) = asked
-    assert given["upside_down"]
     assert (train_names, val_names) == (["x", "y"], ["z"])
     assert (train["seed"], val["seed"]) == (3, 4)
     assert train["patch_size"] == run.task().augmentation.initial_patch_size != (8, 8, 8)
