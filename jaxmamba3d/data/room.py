@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data.plans import Configuration
 from jaxmamba3d.machine import memory_bytes
-from jaxmamba3d.wording import memory
+from jaxmamba3d.wording import memory, sizes
 
 WORKING_BYTES = 16
 """Of a voxel, besides its channels: resampling holds float64, and predictions of many classes as much."""
@@ -55,7 +55,6 @@ def check_memory(name: str, channels: int, shape: Sequence[int], spacing: Sequen
     has = memory_bytes()
     if has is None or needed <= has:
         return
-    size, millimetres = "x".join(map(str, shape)), " x ".join(f"{mm:g}" for mm in spacing)
     wanted = f"small enough at the plans' spacing for the machine's memory of {memory(has)}"
-    found = f"{size} voxels, which take about {memory(needed)}; the file's spacing is {millimetres} mm"
+    found = f"{sizes(shape)} voxels, which take {memory(needed)}; the file's spacing is {sizes(spacing)} mm"
     check_that(False, name, wanted, found)

@@ -19,7 +19,7 @@ from jaxmamba3d.data.plans import Plans, load_plans, respaced, save_plans
 from jaxmamba3d.data.preprocessed import preprocess_dataset
 from jaxmamba3d.data.splits import Split, cases_in_folds, load_splits, make_splits
 from jaxmamba3d.files import FileIdentities, check_writable, folder_lock, load_json, write_json
-from jaxmamba3d.wording import first_few
+from jaxmamba3d.wording import first_few, sizes
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +131,8 @@ def plan_workspace(
         check_positive("memory_gb", memory_gb)
     if spacing is not None:
         low, high = SPACINGS_MM
-        sizes = len(spacing) == 3 and all(low <= size <= high for size in spacing)
-        check_that(sizes, "spacing", f"three sizes of voxels from {low} to {high:g} mm", spacing)
+        valid = len(spacing) == 3 and all(low <= size <= high for size in spacing)
+        check_that(valid, "spacing", f"three sizes of voxels from {low} to {high:g} mm", spacing)
     planned_already = functools.partial(
         _planned_already, folder, dataset_folder, plans_file, splits_file, memory_gb, spacing, configuration
     )
@@ -184,8 +184,8 @@ def plan_workspace(
         }
         write_json(folder / SOURCE, source)
     for name, chosen in plans.configurations.items():
-        millimetres = " x ".join(f"{size:g}" for size in chosen.spacing)
-        facts = f"planned spacing {millimetres} mm, patch {chosen.patch_size}, batch {chosen.batch_size}"
+        patch = f"patch {chosen.patch_size}, batch {chosen.batch_size}"
+        facts = f"planned spacing {sizes(chosen.spacing)} mm, {patch}"
         logger.info("%s: %s; %d cases in %d folds", name, facts, len(in_folds.cases), len(splits))
     if rest := len(names) - len(in_folds.cases):
         logger.info("%d cases are in no fold: test cases, which are not trained on", rest)
