@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,6 +14,9 @@ import numpy as np
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data import Case
 from jaxmamba3d.files import FileIdentities, identify, write_json
+from jaxmamba3d.wording import counted, first_few
+
+logger = logging.getLogger(__name__)
 
 RECORD = "finished_cases"
 
@@ -113,6 +117,15 @@ def check_only_own(folder: Path, cases: Sequence[Case], endings: Sequence[str]) 
     foreign = [name for name in names if (folder / name).exists()]
     wanted = "a folder without other files that would be overwritten (remove them, or choose another)"
     check_that(not foreign, "output", wanted, f"{', '.join(foreign[:3])} in {folder}")
+
+
+def warn_of_others(folder: Path, cases: Sequence[Case], ending: str) -> None:
+    """Warns if outputs of other cases lie in the folder, which would be scored with these."""
+    names = {f"{case.name}{ending}" for case in cases}
+    others = sorted(path.name for path in folder.glob(f"*{ending}") if path.name not in names)
+    if others:
+        what = "%s already holds %s of other images, made before: %s; move them away if they do not belong"
+        logger.warning(what, folder, counted(len(others), "file"), first_few(others))
 
 
 def _read_records(folder: Path) -> dict[Path, Record]:

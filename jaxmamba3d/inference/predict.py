@@ -19,7 +19,7 @@ from jaxmamba3d.data.export import SegmentationExport
 from jaxmamba3d.data.nifti import Geometry
 from jaxmamba3d.files import replacing
 from jaxmamba3d.inference.background import Backlog, ahead
-from jaxmamba3d.inference.finished_cases import FinishedCases, check_only_own, digest_of
+from jaxmamba3d.inference.finished_cases import FinishedCases, check_only_own, digest_of, warn_of_others
 from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_planes
 from jaxmamba3d.labels import Labels
 
@@ -112,6 +112,8 @@ def predict_cases(
     endings = [SEGMENTATION, PROBABILITIES] if probabilities else [SEGMENTATION]
     check_only_own(output, cases, endings)
     process = jax.process_index()
+    if process == 0:
+        warn_of_others(output, cases, SEGMENTATION)
     digest = digest_of(folds, made_with)
     finished = FinishedCases(output, digest, endings, writer=process, writers=jax.process_count())
     finished.begin(cases)

@@ -251,6 +251,18 @@ def test_files_that_are_no_predictions_are_not_overwritten(finished, tmp_path, m
     predict()
 
 
+def test_segmentations_of_other_images_beside_these_are_warned_of(finished, tmp_path, caplog):
+    run, _ = finished
+    case = Case("a", (write_nifti(tmp_path / "a.nii.gz", image_and_label(0, 2)[0]),))
+    out = tmp_path / "out"
+    experiment.predict(run, [case], out, folds=[0], mirroring=False)
+    experiment.predict(run, [case], out, folds=[0], mirroring=False)
+    assert not caplog.text
+    write_nifti(out / "z.nii.gz", image_and_label(0)[1])
+    experiment.predict(run, [case], out, folds=[0], mirroring=False)
+    assert f"{out} already holds 1 file of other images, made before: z.nii.gz" in caplog.text
+
+
 def test_nobody_else_predicts_into_the_folder(finished, tmp_path):
     run, _ = finished
     case = Case("a", (write_nifti(tmp_path / "a.nii.gz", image_and_label(0, 2)[0]),))
