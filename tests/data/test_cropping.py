@@ -26,6 +26,15 @@ def test_box_holds_every_channel():
     np.testing.assert_array_equal(image, body()[:, 1:6, 2:7, 3:9])
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_voxels_below_zero_are_of_the_body(order):
+    """As most of a CT is."""
+    image = -body()[order]
+    _, _, box = crop_to_nonzero(image, None)
+    assert box == ((1, 6), (2, 7), (3, 9))
+    np.testing.assert_array_equal(mark_outside(image, None), mark_outside(body(), None))
+
+
 def test_outside_the_body_background_is_minus_one_but_labels_stay():
     whole = np.zeros((8, 9, 10), np.int16)
     whole[3, 4, 5] = 2  # in the hole

@@ -1,5 +1,6 @@
 """Both layouts are read alike, and what is wrong with a folder is said before a file is opened."""
 
+import json
 import logging
 import re
 import shutil
@@ -36,12 +37,40 @@ def test_a_channel_that_is_not_there_is_listed_for_the_check(tmp_path):
     assert [path.name for path in case.images] == ["case_3_0000.nii.gz", "case_3_0001.nii.gz"]
 
 
-def test_another_number_of_cases_than_announced_is_a_warning(tmp_path, caplog):
+def test_a_channel_too_many_is_listed_for_the_check(tmp_path):
+    folder = write_nnunet(tmp_path / "data")
+    shutil.copy(folder / "imagesTr" / "case_2_0000.nii.gz", folder / "imagesTr" / "case_2_0001.nii.gz")
+    case = read_dataset(folder).cases[2]
+    assert [path.name for path in case.images] == ["case_2_0000.nii.gz", "case_2_0001.nii.gz"]
+
+
+@pytest.mark.parametrize("announced", [4, 7])
+def test_another_number_of_cases_than_announced_is_a_warning(tmp_path, caplog, announced):
     folder = write_decathlon(tmp_path / "data")
-    change_json(folder / "dataset.json", numTraining=7)
+    change_json(folder / "dataset.json", numTraining=announced)
     with caplog.at_level(logging.WARNING):
         assert len(read_dataset(folder).cases) == 5
-    assert "numTraining 7, but there are 5 cases" in caplog.text
+    assert f"numTraining {announced}, but there are 5 cases" in caplog.text
+
+
+def test_channels_are_in_the_order_of_their_numbers(tmp_path):
+    folder = write_nnunet(tmp_path / "data", channels=2)
+    change_json(folder / "dataset.json", channel_names={"1": "CT", "0": "T1"})
+    assert read_dataset(folder).channel_names == ("T1", "CT")
+
+
+def test_nnunets_channel_names_go_before_the_decathlons(tmp_path):
+    folder = write_nnunet(tmp_path / "data")
+    change_json(folder / "dataset.json", modality={"0": "CT"})
+    assert read_dataset(folder).channel_names == ("MRI",)
+
+
+def test_cases_are_sorted_by_name_whatever_the_list_s_order(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    expected = read_dataset(folder)
+    entries = json.loads((folder / "dataset.json").read_text())["training"]
+    change_json(folder / "dataset.json", training=entries[::-1])
+    assert read_dataset(folder) == expected
 
 
 def test_folders_and_files_that_are_missing(tmp_path):
@@ -122,10 +151,11 @@ def test_a_case_listed_twice(tmp_path):
         read_dataset(folder)
 
 
-def test_files_without_a_channel_number(tmp_path):
+@pytest.mark.parametrize("name", ["stray.nii.gz", "case_7.nii.gz", "_0000.nii.gz"])
+def test_files_without_a_channel_number(tmp_path, name):
     folder = write_nnunet(tmp_path / "data")
-    (folder / "imagesTr" / "case_0_0000.nii.gz").rename(folder / "imagesTr" / "stray.nii.gz")
-    with pytest.raises(ValueError, match=r"must be CASE_0000, CASE_0001, \.\.\., got stray\.nii\.gz"):
+    (folder / "imagesTr" / "case_0_0000.nii.gz").rename(folder / "imagesTr" / name)
+    with pytest.raises(ValueError, match=rf"must be CASE_0000, CASE_0001, \.\.\., got {re.escape(name)}"):
         read_dataset(folder)
 
 
@@ -138,6 +168,13 @@ def test_raw_data_of_the_first_nnunet(tmp_path):
     change_json(folder / "dataset.json", training=entries, numTraining=2)
     files = [[path.name for path in case.images] for case in read_dataset(folder).cases]
     assert files == [[f"case_{n}_0000.nii.gz", f"case_{n}_0001.nii.gz"] for n in (0, 1)]
+
+    (folder / "imagesTr" / "case_1_0001.nii.gz").unlink()  # for the check of files to find
+    (folder / "imagesTr" / "case_0_0000.nii.gz").rename(folder / "imagesTr" / "case_0.nii.gz")
+    files = [[path.name for path in case.images] for case in read_dataset(folder).cases]
+    assert files == [["case_0.nii.gz"], ["case_1_0000.nii.gz", "case_1_0001.nii.gz"]]
+    shutil.copy(folder / "imagesTr" / "case_0.nii.gz", folder / "imagesTr" / "case_0_0000.nii.gz")
+    assert read_dataset(folder).cases[0].images == (folder / "imagesTr" / "case_0.nii.gz",)
 
 
 def test_files_listed_by_case(tmp_path):
@@ -216,6 +253,11 @@ class TestImagesAlone:
         with pytest.raises(ValueError, match=r"case_0 has 0000, case_2 has 0001"):
             find_images(folder, 2)
 
+    def test_channels_that_the_net_does_not_take_are_too_many(self, tmp_path):
+        folder = write_nnunet(tmp_path / "data", cases=1, channels=3) / "imagesTr"
+        with pytest.raises(ValueError, match=r"of channels 0000, 0001 .*, got case_0 has 0000, 0001, 0002"):
+            find_images(folder, 2)
+
     def test_nothing_to_predict(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no \.nii\.gz or \.nii files here"):
             find_images(tmp_path, 1)
@@ -223,7 +265,7 @@ class TestImagesAlone:
             find_images(tmp_path / "nowhere", 1)
 
     def test_files_of_other_formats_are_said(self, tmp_path, caplog):
-        for name in ("a.nii.gz", "b.mha", ".hidden"):
+        for name in ("a.nii.gz", "._a.nii.gz", "b.mha", ".hidden"):
             (tmp_path / name).touch()
         assert [case.name for case in find_images(tmp_path, 1)] == ["a"]
         assert caplog.text.rstrip().endswith(f"left out of {tmp_path}, not being NIfTI: b.mha")

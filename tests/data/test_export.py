@@ -83,6 +83,30 @@ def test_regions_are_painted_over_each_other():
     np.testing.assert_allclose(probabilities.max((0, 1, 2)), 1 / (1 + np.exp([-1e-3, -3])), rtol=1e-6)
 
 
+def test_a_region_is_where_its_probability_is_above_a_half():
+    _, logits, properties, plans = load(*EXPORTS[-1])
+    labels = Labels({"background": (0,), "whole": (1, 2), "core": (2,)}, regions_class_order=(1, 2))
+    nothing = np.zeros((*logits.shape[:3], 2), np.float32)
+    assert not export_segmentation(nothing, properties, plans, labels=labels).any()
+
+
+def test_an_order_of_regions_means_nothing_without_regions():
+    _, logits, properties, plans = load(*EXPORTS[-1])
+    labels = Labels({"background": (0,), "a": (1,), "b": (2,), "c": (3,)}, regions_class_order=(3, 2, 1))
+    expected = export_segmentation(logits, properties, plans)
+    np.testing.assert_array_equal(export_segmentation(logits, properties, plans, labels=labels), expected)
+
+
+def test_probabilities_of_classes_add_up_to_one():
+    _, logits, properties, plans = load(*EXPORTS[-1])
+    expected = export_segmentation(logits, properties, plans)
+    segmentation, probabilities = export_segmentation(logits, properties, plans, return_probabilities=True)
+    np.testing.assert_array_equal(segmentation, expected)
+    np.testing.assert_array_equal(probabilities.argmax(-1), expected)
+    assert probabilities.min() >= 0
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-6)
+
+
 def test_logits_of_another_shape_are_refused():
     _, logits, properties, plans = load(*EXPORTS[-1])
     with pytest.raises(ValueError, match=r"logits must have shape \[X, Y, Z, K\] = \[24, 68, 74, any\]"):

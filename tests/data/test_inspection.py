@@ -3,7 +3,7 @@
 import nibabel
 import numpy as np
 import pytest
-from small_datasets import AFFINE, image_and_label, write_decathlon, write_nifti, write_nnunet
+from small_datasets import AFFINE, change_json, image_and_label, write_decathlon, write_nifti, write_nnunet
 
 from jaxmamba3d.data.cases import Case
 from jaxmamba3d.data.dataset import find_images, read_dataset
@@ -93,6 +93,24 @@ def test_images_of_one_value_are_none(tmp_path):
     _, line = message_of(folder)
     assert line.startswith("case_3: the image ")
     assert line.endswith("case_3.nii.gz holds only the value 0")
+
+
+def test_a_label_of_turned_axes_is_of_another_shape(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    write_nifti(folder / "labelsTr" / "case_1.nii.gz", image_and_label(1)[1].transpose(1, 0, 2))
+    _, line = message_of(folder)
+    assert "case_1.nii.gz has shape [14, 12, 10], its image [12, 14, 10]" in line
+
+
+def test_voxels_to_ignore_are_declared(tmp_path):
+    folder = write_nnunet(tmp_path / "data")
+    label = image_and_label(0)[1]
+    label[0, 0, 0] = 3
+    write_nifti(folder / "labelsTr" / "case_0.nii.gz", label)
+    _, line = message_of(folder)
+    assert "label values [3]" in line
+    change_json(folder / "dataset.json", labels={"background": 0, "left": 1, "right": 2, "ignore": 3})
+    check_dataset(read_dataset(folder), processes=1)
 
 
 def test_labels_that_are_no_whole_numbers(tmp_path):

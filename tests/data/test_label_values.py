@@ -35,8 +35,9 @@ def test_they_are_read_once_and_again_where_files_have_changed(cases, tmp_path, 
 
 def test_what_cannot_be_read_is_not_known(cases, tmp_path):
     cases[0].label.write_bytes(b"no label")
-    found = read_label_values([cases[0], Case("unlabelled", cases[1].images)], tmp_path)
-    assert found == {"case_0": None, "unlabelled": None}
+    cases[2].label.unlink()
+    found = read_label_values([cases[0], cases[2], Case("unlabelled", cases[1].images)], tmp_path)
+    assert found == {"case_0": None, "case_2": None, "unlabelled": None}
 
 
 def test_a_folder_that_may_not_be_written_is_left_alone(cases, tmp_path, monkeypatch):

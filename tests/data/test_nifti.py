@@ -100,6 +100,14 @@ def test_pictures_show_the_front_of_the_body_above(tmp_path, front, first_row):
     np.testing.assert_array_equal(shown[..., 0, :], volume.array[..., first_row, :])
 
 
+@pytest.mark.parametrize(
+    ("orientation", "upside_down"),
+    [("RAS", False), ("LSA", False), ("ARS", False), ("SLP", False), ("LPS", True), ("RIA", True)],
+)
+def test_pictures_are_turned_where_the_second_axis_goes_backwards_or_down(orientation, upside_down):
+    assert nifti.is_upside_down(orientation) is upside_down
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
 def test_labels_of_any_dtype_are_int16(tmp_path, dtype):
     label = RNG.integers(0, 14, SHAPE)
@@ -319,6 +327,14 @@ def test_headers_that_contradict_themselves(tmp_path):
     assert "right angles" in found(skewed, pixdim=[1, 1, np.hypot(1.5, 0.6), 5, 0, 0, 0, 0], qform_code=0)
 
 
+@pytest.mark.parametrize(("part", "said"), [(0.005, False), (0.02, True)])
+def test_a_hundredth_of_a_spacing_or_of_a_right_angle_is_no_contradiction(part, said):
+    longer, leaning = np.diag([1.0 + part, 1.0, 1.0, 1.0]), np.eye(4)
+    leaning[0, 1] = part
+    for affine in (longer, leaning):
+        assert (nifti.contradiction({"affine": affine.tolist(), "zooms": [1.0] * 3}) is not None) is said
+
+
 @pytest.mark.parametrize("read", [read_volume, read_label])
 class TestImplausibleSpacing:
     @pytest.mark.parametrize("size", [1e-6, 7e-4, 101, 1e4])
@@ -409,6 +425,21 @@ class TestChannels:
         files = [save(tmp_path / "a.nii"), save(tmp_path / "b.nii", affine=affine)]
         assert len(read_volume(files).array) == 2
 
+    def test_a_turn_moves_the_far_corner_the_most(self, tmp_path):
+        affine = np.diag([0.7, 1.3, 2.5, 1.0])
+        affine[1, 2] = 0.02  # mm for each slice
+        first, second = save(tmp_path / "a.nii.gz"), save(tmp_path / "b.nii.gz", affine=affine)
+        with pytest.raises(ValueError, match=rf"{second} must have {first}.*, got .* up to 0\.1 mm"):
+            read_volume([first, second])
+
+    @pytest.mark.parametrize(("shift", "apart"), [(0.066, False), (0.074, True)])
+    def test_a_tenth_of_the_smallest_side_of_a_voxel_is_rounding(self, tmp_path, shift, apart):
+        affine = np.diag([0.7, 1.3, 2.5, 1.0])
+        affine[2, 3] = shift
+        files = [save(tmp_path / "a.nii"), save(tmp_path / "b.nii", affine=affine)]
+        geometries = [nifti.read_geometry(path)[0] for path in files]
+        assert (nifti.misplacement(*geometries) > 0) is apart
+
     def test_dimensions(self, tmp_path):
         first = save(tmp_path / "a.nii.gz")
         second = save(tmp_path / "b.nii.gz", np.stack([VALUES] * 3, -1))
@@ -420,6 +451,13 @@ def test_a_whole_gzip_file_of_too_few_voxels(tmp_path):
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(save(tmp_path / "a.nii").read_bytes()[:-100]))
     refused(read_volume, path, "a whole NIfTI file")
+
+
+@pytest.mark.parametrize("lost", [1, 100])
+def test_the_header_of_a_plain_file_tells_that_it_was_cut_off(tmp_path, lost):
+    path = save(tmp_path / "a.nii")
+    path.write_bytes(path.read_bytes()[:-lost])
+    refused(nifti.read_geometry, path, f"Expected 240 bytes, got {240 - lost} bytes")
 
 
 def test_complex_numbers_are_refused(tmp_path):

@@ -44,6 +44,25 @@ def test_z_score_of_a_constant_is_zero():
     assert (normalize(np.full((2, 3, 4), 7, np.float32), "ZScoreNormalization") == 0).all()
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-8])
+def test_small_numbers_are_normalised_like_large_ones(size):
+    signs = np.float32([1, -1]).repeat(6).reshape(2, 2, 3)
+    np.testing.assert_allclose(normalize(signs * np.float32(size), "ZScoreNormalization"), signs, rtol=1e-6)
+
+
+def test_what_lies_outside_a_mask_keeps_its_values(channel):
+    mask = channel > 20
+    np.testing.assert_array_equal(normalize(channel, "ZScoreNormalization", mask=mask)[~mask], channel[~mask])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_constants_stay_finite(scheme):
+    constant = np.full((2, 3, 4), 7, np.float32)
+    intensities = {"mean": 7.0, "std": 0.0, "percentile_00_5": 7.0, "percentile_99_5": 7.0}
+    assert np.isfinite(normalize(constant, scheme, intensities=intensities)).all()
+
+
 def test_ct_clips_first(channel):
     expected = (np.clip(channel.astype(np.float64), -10, 90) - 40) / 25
     assert expected.max() == 2, "the example must reach the bound"
@@ -68,8 +87,9 @@ def test_rescale_to_01(channel):
 def test_rgb_to_01(channel):
     colours = np.clip(np.abs(channel), 0, 255)
     np.testing.assert_array_equal(normalize(colours, "RGBTo01Normalization"), colours / np.float32(255))
-    with pytest.raises(ValueError, match="from 0 to 255"):
-        normalize(colours - 300, "RGBTo01Normalization")
+    for outside in (colours - 300, colours + 250):
+        with pytest.raises(ValueError, match="from 0 to 255"):
+            normalize(outside, "RGBTo01Normalization")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -1,10 +1,12 @@
 """Work in processes: order, errors, death, and programs that are scripts."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,19 @@ def test_workers_multiply_matrices_in_one_thread_each(monkeypatch, wish):
 def test_errors_reach_the_caller(processes):
     with pytest.raises(ValueError, match="seven is bad"):
         map_cases(square, [1, 7, 2], processes=processes, description="square")
+
+
+def note(folder: Path, number: int) -> None:
+    (folder / str(number)).touch()
+    time.sleep(0.01)
+    if number == 0:
+        raise ValueError("zero is bad")
+
+
+def test_what_was_not_begun_when_one_failed_is_given_up(tmp_path):
+    with pytest.raises(ValueError, match="zero is bad"):
+        map_cases(functools.partial(note, tmp_path), range(500), processes=2, description="note")
+    assert 1 <= len(list(tmp_path.iterdir())) < 250
 
 
 def test_workers_outlive_the_sigterm_of_a_scheduler():

@@ -96,6 +96,8 @@ def test_forced_corners_centre_a_voxel():
     corner = draw_corner(np.random.default_rng(0), (40, 40, 40), patch, patch, [voxel])
     # The third axis is held at the lowest corner; nothing holds the others at the highest, as in nnU-Net.
     assert corner == (26, 27, 0)
+    with_room = draw_corner(np.random.default_rng(0), (40, 40, 40), (8, 9, 20), (8, 9, 16), [voxel])
+    assert with_room == (26, 27, -2)
     near_the_end = draw_corner(np.random.default_rng(0), (32, 33, 40), patch, patch, [voxel])
     assert near_the_end == (26, 27, 0)
     assert all(isinstance(n, int) for n in corner)

@@ -238,3 +238,44 @@ def test_unforced_patches_too_are_centred_on_what_is_annotated(tmp_path):
     )
     batches = training_batches(tmp_path, ["a"], patch_size=(3, 3, 3), batch_size=4, foreground_fraction=0.25)
     assert ((next(batches)["label"] == 0).sum(axis=(1, 2, 3)) == 1).all()
+
+
+def write_annotated(folder, structures, annotated):
+    """One case of zeros whose label numbers its voxels."""
+    write_case(
+        folder,
+        image=np.zeros((21, 21, 21, 1), np.float32),
+        label=np.arange(21**3, dtype=np.int16).reshape(21, 21, 21),
+        centres=Centres(tuple(np.array([voxel], np.int32) for voxel in structures), annotated),
+        properties={},
+        identity=[],
+    )
+
+
+def middles(folder, **options):
+    """The middle voxels of a batch's patches."""
+    batch = next(training_batches(folder.parent, [folder.name], patch_size=(3, 3, 3), **options))
+    return [np.unravel_index(number, (21, 21, 21)) for number in batch["label"][:, 1, 1, 1]]
+
+
+def test_forced_patches_are_centred_on_structures_where_only_some_voxels_are_annotated(tmp_path):
+    write_annotated(tmp_path / "a", [(4, 5, 6)], np.array([[10, 10, 10]], np.int32))
+    found = middles(tmp_path / "a", batch_size=4, foreground_fraction=0.5)
+    assert found == [(10, 10, 10)] * 2 + [(4, 5, 6)] * 2
+
+
+def test_the_centres_of_a_case_that_was_written_again_are_the_new_ones(tmp_path):
+    options = {"batch_size": 1, "foreground_fraction": 1}
+    write_annotated(tmp_path / "a", [(4, 5, 6)], None)
+    assert middles(tmp_path / "a", **options) == [(4, 5, 6)]
+    for structures in ([(7, 8, 9)], []):
+        write_annotated(tmp_path / "a", structures, np.array([[10, 10, 10]], np.int32))
+        forget_cases()
+        assert middles(tmp_path / "a", **options) == [*structures, (10, 10, 10)][:1]
+
+
+def test_eleven_structures_and_more_stay_in_their_order(tmp_path):
+    voxels = [(n, n, n) for n in range(12)]
+    write_annotated(tmp_path / "a", voxels, None)
+    structures, _ = centres_of(tmp_path / "a")
+    assert [tuple(table[0]) for table in structures] == voxels

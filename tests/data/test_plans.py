@@ -14,9 +14,9 @@ from small_datasets import change_json
 
 from jaxmamba3d.data.cases import Case, Dataset
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
-from jaxmamba3d.data.planning import plan_dataset
+from jaxmamba3d.data.planning import REFERENCE_FEATURE_MAP_VOXELS, plan_dataset
 from jaxmamba3d.data.plans import load_plans, save_plans
-from jaxmamba3d.data.topology import fit_topology
+from jaxmamba3d.data.topology import feature_map_voxels, fit_topology
 from jaxmamba3d.labels import Labels
 
 DATASETS = ("hippo", "ct", "ctiso", "mrmask")
@@ -192,6 +192,9 @@ def test_a_low_resolution_is_added_where_a_patch_covers_little():
     assert low.median_image_size == (150, 252, 252)
     assert low.batch_size == 2
     assert set(planned((64, 64, 64), (1.0, 1.0, 1.0))) == {"3d_fullres"}
+    # Nor where a quarter is covered at less than twice the voxel.
+    assert set(planned((244, 244, 244), (1.0, 1.0, 1.0))) == {"3d_fullres"}
+    assert set(planned((250, 250, 250), (1.0, 1.0, 1.0))) == {"3d_lowres", "3d_fullres"}
 
 
 @pytest.mark.parametrize(("thin", "expected"), [(2.0, 2.0), (0.5, 1.0 + 1e-5), (1.0, 1.0)])
@@ -205,6 +208,55 @@ def test_short_stacks_of_thick_slices_are_planned_for_thin_ones(thin, expected):
 def test_an_axis_that_is_halved_alone_is_so_from_12_voxels_on(length, strides):
     found = fit_topology((1.0, 1.0, 1.0), (length, 4, 4))
     assert np.prod(found.strides, axis=0).tolist() == [strides, 1, 1]
+
+
+def test_a_short_stack_of_slices_that_are_hardly_thicker_is_planned_as_it_is():
+    spacings = [(0.5, 1.0, 1.0)] * 2 + [(3.0, 1.0, 1.0)] * 9
+    assert planned((20, 256, 256), *spacings)["3d_fullres"].spacing == (3.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("kept", "masked"), [(0.74, True), (0.75, False)])
+def test_z_scores_are_of_the_body_where_the_crop_leaves_less_than_three_quarters(kept, masked):
+    (full,) = planned((64, 64, 64), (1.0, 1.0, 1.0), channels=("T1",), kept=kept).values()
+    assert full.use_mask_for_norm == (masked,)
+
+
+def test_regions_and_ignored_voxels_count_as_classes_of_the_planned_net():
+    """So that its feature maps are those that nnU-Net counts."""
+    labels = Labels({"background": (0,), "whole": (1, 2), "core": (2,), "ignore": (3,)}, (1, 2))
+    cases = tuple(Case(str(n), ()) for n in range(3))
+    fingerprint = Fingerprint(((1.0,) * 3,) * 3, ((64,) * 3,) * 3, {}, 1.0)
+    voxels = feature_map_voxels(fit_topology((1.0,) * 3, (64,) * 3), len(labels.entries))
+    for more, patch in ((1, (64, 64, 64)), (-1, (56, 64, 64))):
+        plans = plan_dataset(
+            Dataset("x", Path(), ("CT",), labels, cases),
+            fingerprint=fingerprint,
+            memory_gb=8 * (voxels + more) / REFERENCE_FEATURE_MAP_VOXELS,
+        )
+        assert sorted(plans.configurations["3d_fullres"].patch_size) == sorted(patch)
+
+
+def test_axes_twice_as_coarse_are_left_until_the_others_caught_up():
+    found = fit_topology((2.0, 1.0, 1.0), (32, 32, 32))
+    assert found.strides[:3] == ((1, 1, 1), (1, 2, 2), (2, 2, 2))
+    assert found.kernel_sizes[:2] == ((1, 3, 3), (3, 3, 3))
+
+
+def test_an_axis_that_was_convolved_once_is_so_ever_after():
+    """Though the first axis, too short to be halved, becomes finer than the others."""
+    found = fit_topology((1.0, 1.0, 1.0), (4, 64, 64))
+    assert set(found.kernel_sizes) == {(3, 3, 3)}
+
+
+def test_residual_encoders_count_blocks(tmp_path):
+    save_plans(load_plans(AUTHORS / "Dataset027_ACDC" / "nnUNetPlans.json"), tmp_path / "plans.json")
+    content = json.loads((tmp_path / "plans.json").read_text())
+    net = content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    net["n_blocks_per_stage"] = [1, 3, 4, 6, 6, 6]
+    del net["n_conv_per_stage"]
+    (tmp_path / "plans.json").write_text(json.dumps(content))
+    found = load_plans(tmp_path / "plans.json").configurations["3d_fullres"]
+    assert found.blocks_per_stage == (1, 3, 4, 6, 6, 6)
 
 
 def test_channels_are_normalised_by_their_names_and_only_z_scores_inside_the_body():
@@ -243,3 +295,23 @@ def test_fingerprint_of_cropped_cases_of_two_channels(tmp_path):
     assert found.median_relative_size_after_cropping == pytest.approx(4 * 4 * 7 / 480)
     means = [found.foreground_intensity_properties_per_channel[c]["mean"] for c in "01"]
     assert means == [10, 100]
+
+
+def test_fingerprint_of_several_cases(tmp_path, monkeypatch):
+    """Intensities of all together, their deviation a population's; the median share that a crop leaves."""
+    monkeypatch.setattr("jaxmamba3d.data.fingerprint.INTENSITY_SAMPLES", 3)
+    cases = []
+    for number, (value, width) in enumerate(((10, 8), (20, 8), (60, 4))):
+        image, label = np.zeros((8, 8, 8), np.float32), np.zeros((8, 8, 8), np.uint8)
+        image[:width], label[0] = 1, 1
+        image[label > 0] = value
+        names = [tmp_path / f"{part}{number}.nii.gz" for part in ("image", "label")]
+        for name, array in zip(names, (image, label), strict=True):
+            nibabel.Nifti1Image(array, np.eye(4)).to_filename(name)
+        cases.append(Case(str(number), (names[0],), names[1]))
+    labels = Labels({"background": (0,), "a": (1,)})
+    found = compute_fingerprint(Dataset("x", tmp_path, ("MRI",), labels, tuple(cases)), processes=1)
+    assert found.median_relative_size_after_cropping == 1
+    intensities = found.foreground_intensity_properties_per_channel["0"]
+    assert (intensities["mean"], intensities["median"]) == (30, 20)
+    assert intensities["std"] == pytest.approx(np.sqrt((20**2 + 10**2 + 30**2) / 3), rel=1e-6)

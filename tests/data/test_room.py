@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_datasets import write_decathlon
 
-from jaxmamba3d.data import plan_workspace
+from jaxmamba3d.data import plan_workspace, room
 from jaxmamba3d.data.preprocessing import preprocess_case
 
 Usage = namedtuple("Usage", "total used free")
@@ -70,3 +70,13 @@ def test_an_image_larger_than_the_memory_is_refused_with_its_spacing(tmp_path, w
     nibabel.Nifti1Image(np.ones((90, 90, 90), np.int16), np.diag([99, 99, 99, 1])).to_filename(path)
     with pytest.raises(ValueError, match=r"far\.nii\.gz\) must be small enough .*GiB; .* is 99 x 99 x 99 mm"):
         preprocess_case([path], None, workspace.plans)
+
+
+def test_an_image_may_take_all_of_the_memory_and_no_more(monkeypatch):
+    """Its channels and, beside them, 16 bytes a voxel for what is made of them."""
+    needed = 10 * 11 * 12 * (4 * 2 + 16)
+    monkeypatch.setattr(room, "memory_bytes", lambda: needed)
+    room.check_memory("image", 2, (10, 11, 12), (1.0, 1.0, 1.0))
+    monkeypatch.setattr(room, "memory_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match="image must be small enough"):
+        room.check_memory("image", 2, (10, 11, 12), (1.0, 1.0, 1.0))

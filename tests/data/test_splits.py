@@ -6,7 +6,7 @@ import re
 import pytest
 from golden_data import GOLDEN
 
-from jaxmamba3d.data.splits import load_splits, make_splits
+from jaxmamba3d.data.splits import cases_in_folds, load_splits, make_splits
 
 RECORDED = GOLDEN / "nnunet" / "hippo" / "splits_final.json"
 
@@ -73,3 +73,8 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json must hold a list of splits as JSON"):
         load_splits(tmp_path / "bad.json", ["a"])
+
+
+def test_a_case_that_is_only_trained_on_is_in_a_fold():
+    splits = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a"], "val": ["d"]}]
+    assert cases_in_folds(splits) == {"a", "b", "c", "d"}

@@ -45,6 +45,9 @@ def test_planned_preprocessed_and_opened_again(dataset, tmp_path):
     assert case.image.shape == (*case.label.shape, 1)
     split = found.split(0)
     assert sorted(split["train"] + split["val"]) == names
+    for fold in (-1, 5):
+        with pytest.raises(ValueError, match=f"fold must be from 0 to 4, got {fold}"):
+            found.split(fold)
 
 
 def test_planning_again_keeps_what_is_there(dataset, tmp_path):
@@ -148,9 +151,30 @@ def test_test_cases_are_checked_but_not_planned_for(dataset, tmp_path, monkeypat
     )
     plan_workspace(dataset, tmp_path / "work", processes=1)
     assert counts == [2]
+    fingerprint = json.loads((tmp_path / "work" / "dataset_fingerprint.json").read_text())
+    assert len(fingerprint["spacings"]) == 2
     (dataset / "labelsTr" / "case_5.nii.gz").unlink()
     with pytest.raises(ValueError, match=r"1 of 4 cases .* are bad; fix or remove them:\ncase_5: label"):
         plan_workspace(dataset, tmp_path / "other", processes=1)
+
+
+def test_a_work_folder_of_before_cases_were_noted_down_warns_of_none(dataset, tmp_path, caplog):
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}]))
+    plan_workspace(dataset, tmp_path / "work", processes=1)
+    change_json(tmp_path / "work" / "source.json", cases=None)
+    with caplog.at_level(logging.WARNING):
+        open_workspace(tmp_path / "work")
+    assert caplog.text == ""
+
+
+def test_planning_warns_of_several_orientations(dataset, tmp_path, caplog):
+    image, label = image_and_label(3)
+    turned = np.diag([-1.0, -1.5, 2.0, 1.0])
+    write_nifti(dataset / "imagesTr" / "case_3.nii.gz", image[..., 0], turned)
+    write_nifti(dataset / "labelsTr" / "case_3.nii.gz", label, turned)
+    with caplog.at_level(logging.WARNING):
+        plan_workspace(dataset, tmp_path / "work", processes=1)
+    assert "1 as LPS (such as case_3), 5 as RAS (such as case_0)" in caplog.text
 
 
 def test_a_case_without_foreground_is_one(dataset, tmp_path):
