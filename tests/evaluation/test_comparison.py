@@ -89,6 +89,15 @@ def test_one_model_and_equal_models_are_the_best_or_none(models, tmp_path):
     assert (tmp_path / "two" / "comparison.md").read_text().count("**") == 2 * 2 * 9
 
 
+def test_what_reads_the_same_is_equally_good(models, tmp_path):
+    first, second = find_models(models[:1] * 2, ["x", "y"])
+    (evaluation,) = second.evaluations
+    scores = tuple(dataclasses.replace(s, dice=s.dice - 1e-6) for s in evaluation.scores)
+    second = dataclasses.replace(second, evaluations=(dataclasses.replace(evaluation, scores=scores),))
+    compare_models([first, second], tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.md").read_text().count("**") == 2 * 2 * 9
+
+
 def run_folder(root, shift):
     """Two folds: cases 0 and 1, and cases 2, 3 and 4."""
     for fold, cases in enumerate(((0, 1), (2, 3, 4))):
@@ -107,6 +116,9 @@ def test_runs_are_compared_over_all_cases_and_over_folds(tmp_path):
     shutil.rmtree(backup)
     tenth = shutil.copytree(runs[0] / "fold_1", runs[0] / "fold_10")
     assert find_models(runs[:1])[0].predictions == (*found[0].predictions, tenth / "validation")
+    second = shutil.copytree(tenth, runs[0] / "fold_2")
+    assert find_models(runs[:1])[0].predictions[2:] == (second / "validation", tenth / "validation")
+    shutil.rmtree(second)
     shutil.rmtree(tenth)
     one_fold = runs[0] / "fold_1"
     (one_fold / "summary.json").write_text("{}")  # as a run's fold has one, of more than scores
@@ -152,6 +164,13 @@ def test_what_cannot_be_compared(models, tmp_path):
     rows = compare_models(both, out)
     assert repr(rows["x"]) == repr(rows["y"])
     assert rows_of(out)[0]["cases"] == "2"
+    fourth = score(tmp_path / "fourth", 0, range(6, 8))
+    with pytest.raises(ValueError, match="the models must be scored on some cases in common, got none"):
+        comparable(find_models([models[0], fourth], ["x", "y"]), common_cases=True)
+    run = run_folder(tmp_path / "run", 0)
+    (left, _) = comparable(find_models([run, third], ["x", "y"]), common_cases=True)
+    assert left.predictions == (run / "fold_1" / "validation",)
+    assert [evaluation.cases for evaluation in left.evaluations] == [("case_2", "case_3", "case_4")]
 
     voxels = score(tmp_path / "other", 0, range(4), dataclasses.replace(PROTOCOL, dice_both_absent=1.0))
     message = "under the same protocol, got two of x and two of y, which differ in dice_both_absent; score"

@@ -35,6 +35,7 @@ def models(tmp_path):
 
 def test_cases_are_taken_from_the_worst_to_the_best(models):
     assert telling_cases(models, 3) == ["c0", "c2", "c3"]
+    assert telling_cases(models, 4) == ["c0", "c1", "c4", "c3"]
     assert len(telling_cases(models, 9)) == 5
     assert telling_cases(models, 1) == ["c0"]
 
@@ -80,3 +81,16 @@ def test_segmentations_that_lie_elsewhere_are_refused(models, tmp_path):
         ValueError, match=r"b/c3\.nii\.gz must lie where the image does, got voxels up to \d+"
     ):
         read_comparison_cases(models, ["c3"], tmp_path / "images", tmp_path / "labels")
+
+
+def test_what_is_stored_upside_down_is_turned_over(models, tmp_path):
+    """Image, truth and predictions alike."""
+    affine = np.diag([1.0, -1.5, 2.0, 1.0])
+    rows = np.broadcast_to(np.arange(24.0, dtype=np.float32)[:, None], SHAPE)
+    write_nifti(tmp_path / "images" / "c3_0000.nii.gz", rows.T, affine)
+    for folder, labels in (("labels", square((2, 5))), ("a", square((3, 5))), ("b", square((4, 5)))):
+        write_nifti(tmp_path / folder / "c3.nii.gz", labels.T, affine)
+    (case,) = read_comparison_cases(models, ["c3"], tmp_path / "images", tmp_path / "labels")
+    np.testing.assert_array_equal(case.image, rows[:, ::-1])
+    np.testing.assert_array_equal(case.truth, square((19, 22)))
+    np.testing.assert_array_equal(case.predictions["a"], square((19, 21)))

@@ -48,6 +48,16 @@ def test_corners_connect_and_equals_stay():
     assert not smaller_components(np.ones((3, 3, 3), bool)).any()
 
 
+def test_where_little_lies_outside_a_mask_that_is_left_alone():
+    mask = np.ones((5, 5, 5), bool)
+    mask[:, 3], mask[4, 4, 4] = False, True
+    smaller = smaller_components(mask)
+    assert smaller[:, 4].all()
+    assert not smaller[:, :4].any()
+    segmentation = np.where(mask, 1, 2)
+    np.testing.assert_array_equal(keep_largest(segmentation, [(1,)]), np.where(smaller, 0, segmentation))
+
+
 def test_steps_follow_each_other():
     segmentation = np.zeros((1, 1, 12), np.uint8)
     segmentation[0, 0] = [1, 1, 1, 2, 0, 2, 2, 0, 0, 0, 1, 1]

@@ -210,5 +210,7 @@ def test_errors(tmp_path):
         ValueError, match=r"prediction_0.nii.gz must be of the labels \[0, 1, 2, 3\], got \[7\]"
     ):
         chosen(tmp_path, predictions, references, PLAIN)
+    with pytest.raises(ValueError, match="1 of 1 cases cannot be scored"):
+        chosen(tmp_path, [predictions[0][1:]], references, PLAIN)
     with pytest.raises(ValueError, match="a post-processing must be trials and cases"):
         Postprocessing.from_json({"steps": []})

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_datasets import change_json, write_btcv, write_decathlon
 
-from jaxmamba3d.evaluation import Protocol, evaluate_folders, read_evaluation
+from jaxmamba3d.evaluation import Protocol, evaluate_folders, evaluate_together, read_evaluation
 from jaxmamba3d.evaluation.metrics import dice, hausdorff95, normalized_surface_distance
 from jaxmamba3d.files import without_nan
 
@@ -76,6 +76,37 @@ def test_scores_are_those_of_the_whole_masks(folders):
             assert score.nsd == normalized_surface_distance(ours, theirs, SPACING, 2.0)
             assert (score.prediction_voxels, score.reference_voxels) == (ours.sum(), theirs.sum())
             assert score.reference_ml == pytest.approx(theirs.sum() * 2.4e-3, rel=1e-6)
+            assert score.prediction_ml == pytest.approx(ours.sum() * 2.4e-3, rel=1e-6)
+
+
+def test_volumes_are_each_segmentation_s_own(folders):
+    write(folders / "predictions" / "a.nii.gz", blocks(0) * (blocks(0) == 1))
+    score = score_of(evaluate(folders), "a", "both")
+    assert score.prediction_ml == pytest.approx(score.prediction_voxels * 2.4e-3, rel=1e-5)
+    assert score.reference_ml == pytest.approx(score.reference_voxels * 2.4e-3, rel=1e-5)
+    assert score.prediction_voxels < score.reference_voxels
+
+
+def test_the_cases_of_a_structure_are_those_that_have_a_dice(folders):
+    write(folders / "predictions" / "a.nii.gz", np.zeros(SHAPE))
+    left_out = dataclasses.replace(TWO, hd95_one_absent=math.nan)
+    evaluation = evaluate(folders, protocol=left_out)
+    statistics = evaluation.structures["first"]
+    assert (statistics["dice"].cases, statistics["hd95_mm"].cases) == (2, 1)
+    line = next(x for x in (folders / "scores/summary.md").read_text().splitlines() if "| first" in x)
+    assert line.endswith("| 2 |")
+    shown = f"{statistics['hd95_voxels'].mean:.2f}"
+    assert shown in line.split(" | ")
+
+
+def test_of_many_bad_cases_twenty_are_listed(folders):
+    for number in range(25):
+        write(folders / "labels" / f"c{number:02d}.nii.gz", blocks(number))
+    with pytest.raises(ValueError, match="25 of 27 cases cannot be scored") as caught:
+        evaluate(folders)
+    _, *lines = str(caught.value).splitlines()
+    assert lines[-1].strip() == "... and 5 others"
+    assert [line.split(":")[0].strip() for line in lines[:-1]] == [f"c{number:02d}" for number in range(20)]
 
 
 def test_isotropic_spacing_gives_voxels_too(tmp_path):
@@ -205,6 +236,29 @@ def test_values_that_the_dataset_does_not_declare_are_named(tmp_path, caplog, wh
         dataset / "dataset.json", labels={"0": "background", "1": "left", "2": "right", "3": "middle"}
     )
     assert len(warnings("acdc")) == 1  # declared, but in no reference
+
+
+def test_a_structure_that_is_only_predicted_has_no_reference(folders, caplog):
+    labels = blocks(10)
+    labels[0, 0, 0] = 3
+    write(folders / "predictions" / "a.nii.gz", labels)
+    evaluate(folders, protocol=Protocol("mine", {"both": (1, 2), "x": (3,)}))
+    (said,) = said_by(caplog, logging.WARNING)
+    assert said.startswith("no reference has these structures of protocol mine: x; ")
+
+
+def test_folds_together_keep_the_order_of_structures(folders):
+    for fold, case in enumerate("ba"):
+        evaluate_folders(
+            folders / "predictions",
+            folders / "labels",
+            folders / f"scores_{fold}",
+            protocol=TWO,
+            cases=[case],
+            progress=False,
+        )
+    found = evaluate_together([folders / f"scores_{fold}" for fold in (0, 1)], folders / "scores")
+    assert found.scores == evaluate(folders).scores
 
 
 def test_an_unreadable_dataset_json_keeps_no_protocol_from_scoring(folders):
