@@ -94,6 +94,12 @@ def test_impossible_nets_are_named(change, message):
         ),
         (lambda: PhantomConfig(cases=2), "data.phantoms.cases must be at least 5"),
         (lambda: ExperimentConfig(output=""), "output must be the folder of the run"),
+        (lambda: DataConfig(patch_size=(8, 8, 8, 8)), "data.patch_size must be three sizes"),
+        (lambda: TrainConfig(mirror_axes=(1, 1)), "train.mirror_axes must be different axes out of 0, 1, 2"),
+        (lambda: TrainConfig(seed=2**32), r"train.seed must be a number from 0 to 2\^32 - 1, got 4294967296"),
+        (lambda: DataConfig(foreground_fraction=-0.1), "data.foreground_fraction must be a share"),
+        (lambda: OptimConfig(warmup_fraction=1.0), "optim.warmup_fraction must be a share between 0 and 1"),
+        (lambda: PredictConfig(tile_step=1.5), r"predict.tile_step must be a share in \(0, 1\], got 1.5"),
     ],
 )
 def test_impossible_settings_are_named(make, message):
@@ -131,7 +137,7 @@ def test_what_decides_a_training():
     changes = {
         "optim": {"learning_rate": 1e-2, "weight_decay": 1e-2, "gradient_clip": 1.0, "schedule": "one_cycle"},
         "train": {"steps_per_epoch": 7, "mirror_axes": (1,), "rotate_and_scale": False, "seed": 5}
-        | {"vary_intensities": False},
+        | {"vary_intensities": False, "start_from": "runs/other/fold_0"},
         "data": {"foreground_fraction": 0.9},
         "net": {"deep_supervision": False},
     }
@@ -144,6 +150,54 @@ def test_what_decides_a_training():
     assert longer.decisive_settings() == settings
     one_cycle = [dataclasses.replace(c, optim=OptimConfig(schedule="one_cycle")) for c in (config, longer)]
     assert one_cycle[0].decisive_settings() != one_cycle[1].decisive_settings()
+
+
+def test_a_training_is_nnunets_unless_its_config_says_otherwise():
+    """Or, of the optimizer, the paper's."""
+    expected = {
+        OptimConfig: {
+            "learning_rate": 3e-4,
+            "weight_decay": 3e-5,
+            "gradient_clip": 12.0,
+            "schedule": "cosine",
+        }
+        | {"schedule_unit": "epoch", "cosine_period": 100, "cosine_floor": 5e-6, "warmup_fraction": 0.1}
+        | {"final_div_factor": 1e8},
+        TrainConfig: {
+            "epochs": 1000,
+            "steps_per_epoch": 250,
+            "validation_steps": 50,
+            "mirror_axes": (0, 1, 2),
+        }
+        | {"rotate_and_scale": True, "vary_intensities": True, "accumulate": 1, "non_finite": "stop"}
+        | {"allow_changed_settings": False, "keep_checkpoints": 1},
+        PredictConfig: {"tile_step": 0.5, "mirroring": True, "window_batch": 1},
+        DataConfig: {"configuration": "3d_fullres", "fold": 0, "foreground_fraction": 0.33},
+        NetOptions: {"deep_supervision": True, "dtype": "float32", "remat": False},
+    }
+    for part, fields in expected.items():
+        assert {name: getattr(part(), name) for name in fields} == fields
+
+
+def test_strides_multiply_and_training_options_are_no_part_of_an_architecture():
+    deep = NetConfig(
+        "segmamba", 1, 3, (8, 16, 32), ((3, 3, 3),) * 3, ((1, 1, 1), (1, 2, 2), (2, 2, 1)), (1,) * 3, (1, 1)
+    )
+    assert deep.total_stride == (2, 4, 2)
+    options = {
+        "deep_supervision": False,
+        "dtype": "bfloat16",
+        "remat": True,
+        "scan_implementation": "reference",
+    }
+    assert dataclasses.replace(deep, **options).architecture() == deep.architecture()
+    assert dataclasses.replace(deep, in_channels=2).architecture() != deep.architecture()
+
+
+def test_paths_in_a_config_are_written_as_text(tmp_path):
+    config = ExperimentConfig("run", data=DataConfig(tmp_path / "data"))
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert read_json(ExperimentConfig, tmp_path / "config.json").data.dataset == str(tmp_path / "data")
 
 
 def test_files_of_another_kind_are_named(tmp_path):

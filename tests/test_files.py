@@ -2,13 +2,15 @@
 
 import errno
 import fcntl
+import math
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
-from jaxmamba3d.files import folder_lock, in_use, replacing, write_text
+from jaxmamba3d.files import folder_lock, identify, in_use, replacing, unwritten, without_nan, write_text
 
 
 def refuse():
@@ -98,12 +100,50 @@ def test_who_may_wait_waits(tmp_path):
     assert order == ["first", "second"]
 
 
-def test_what_failed_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_what_failed_leaves_nothing(tmp_path, error):
     def fails():
         with replacing(tmp_path / "a.txt") as unfinished:
             unfinished.touch()
-            raise KeyError
+            raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(error):
         fails()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_told_by_where_it_is_and_by_any_change_of_its_time(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.touch()
+    os.utime(path, ns=(10**9, 10**9))
+    (before,) = identify([path])
+    assert before == [str(path), 0, 10**9]
+    monkeypatch.chdir(tmp_path)
+    assert identify([Path("a.txt")]) == [before]
+    os.utime(path, ns=(10**9 + 1, 10**9 + 1))
+    assert identify([path]) == [[str(path), 0, 10**9 + 1]]
+    path.unlink()
+    assert identify([path]) == [[str(path), None, None]]
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "No space left on device; make room and start again",
+        ),
+        (
+            OSError("49152 requested and 12 written"),
+            "49152 requested and 12 written; make room and start again",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error; start again"),
+    ],
+)
+def test_what_helps_where_nothing_can_be_written(error, advice):
+    assert str(unwritten("a.npy", error)) == f"a.npy could not be written: {advice}, what is whole is kept"
+
+
+def test_json_knows_neither_nan_nor_infinities():
+    content = {"a": [1.5, math.nan, (math.inf, "inf")], "b": -math.inf}
+    assert without_nan(content) == {"a": [1.5, None, [None, "inf"]], "b": None}

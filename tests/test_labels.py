@@ -55,6 +55,7 @@ def test_json_gives_equal_labels_back(content):
         ({"background": 0, "ignore": 1}, None, "background and at least one class"),
         ({"background": 0, "a": 2}, None, r"0, 1, 2, ... without gaps, got \[0, 2\]"),
         ({"background": 0, "a": 1.5}, None, "values of labels must be whole numbers"),
+        ({"background": 0, "a": True}, None, "values of labels must be whole numbers"),
         ({"background": 0, "a": []}, None, "values of labels must be whole numbers"),
         ({"background": 0, "a": 2, "ignore": 1}, None, "without gaps"),
         ({"background": 0, "a": 1, "ignore": [2, 3]}, None, "`ignore` is one value, the highest"),

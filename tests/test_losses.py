@@ -254,6 +254,22 @@ def test_regions_are_counted_where_their_logit_is_above_0():
     assert [list(map(int, count)) for count in counts] == [[2, 1], [0, 1], [0, 0]]
 
 
+def test_a_logit_of_0_is_in_no_region_and_counts_are_whole():
+    counts = hard_counts(jnp.zeros((1, 2, 2, 2, 2)), jnp.ones((1, 2, 2, 2), int), regions=((1, 2), (2,)))
+    assert [count.tolist() for count in counts] == [[0, 0], [0, 0], [8, 0]]
+    assert {count.dtype for count in counts} == {jnp.dtype("int32")}
+
+
+def test_regions_are_summed_in_float32_for_bfloat16_logits():
+    labels = jnp.zeros((1, 8, 8, 8), int)
+    logits = jnp.full((1, 8, 8, 8, 2), 1.0, jnp.bfloat16)
+    options = {"batch_dice": True, "regions": ((1, 2), (2,))}
+    found = segmentation_loss(logits, labels, **options)
+    assert found.dtype == jnp.float32
+    expected = segmentation_loss(logits.astype(jnp.float32), labels, **options)
+    assert_close(found, expected, rounding("float32", 8**3))
+
+
 def test_region_logits_need_a_channel_a_region():
     with pytest.raises(ValueError, match=r"logits must have shape .* a channel a region"):
         segmentation_loss(

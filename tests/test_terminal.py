@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from jaxmamba3d.terminal import outlive_the_terminal
+
 PROGRAM = """
 import logging, sys
 from tqdm import tqdm
@@ -26,3 +28,10 @@ def test_work_goes_on_without_its_terminal():
         program.stderr.close()
         found, _ = program.communicate("\n")
     assert (program.returncode, found) == (0, "finished\n")
+
+
+def test_what_was_put_in_the_place_of_standard_error_is_left_alone(tmp_path, monkeypatch):
+    with (tmp_path / "log").open("w") as log:
+        monkeypatch.setattr(sys, "stderr", log)
+        outlive_the_terminal()
+        assert sys.stderr is log

@@ -36,7 +36,7 @@ def test_durations_have_two_units(seconds, words):
 
 def test_numbers_have_four_digits():
     assert [number(value) for value in (0.123456, 12345.6, math.nan)] == ["0.1235", "1.235e+04", "-"]
-    assert [memory(2**20), memory(3 * 2**29)] == ["1.0 MiB", "1.5 GiB"]
+    assert [memory(2**20), memory(2**30 - 1), memory(2**30)] == ["1.0 MiB", "1024.0 MiB", "1.0 GiB"]
 
 
 def test_tables_in_markdown():

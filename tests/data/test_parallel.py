@@ -115,10 +115,14 @@ def send_much(number: int) -> bytes:
 
 
 def started(script: str) -> subprocess.Popen:
-    """A program of this module's names, in a group of processes of its own, whose two workers are at work."""
+    """A program of this module's names, in a group of processes of its own, whose two workers are at work.
+
+    It hears SIGINT, which what a shell starts in the background is born deaf to.
+    """
     paths = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
+    hears = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = subprocess.Popen(
-        [sys.executable, "-c", f"from test_parallel import *\n{script}"],
+        [sys.executable, "-c", f"from test_parallel import *\n{hears}\n{script}"],
         env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -315,3 +315,12 @@ def test_fingerprint_of_several_cases(tmp_path, monkeypatch):
     intensities = found.foreground_intensity_properties_per_channel["0"]
     assert (intensities["mean"], intensities["median"]) == (30, 20)
     assert intensities["std"] == pytest.approx(np.sqrt((20**2 + 10**2 + 30**2) / 3), rel=1e-6)
+
+
+def test_a_median_between_two_sizes_is_rounded_up():
+    labels = Labels({"background": (0,), "a": (1,)})
+    cases = tuple(Case(str(n), ()) for n in range(2))
+    fingerprint = Fingerprint(((1.0,) * 3,) * 2, ((64,) * 3, (65, 64, 64)), {}, 1.0)
+    plans = plan_dataset(Dataset("x", Path(), ("CT",), labels, cases), fingerprint=fingerprint)
+    assert plans.configurations["3d_fullres"].median_image_size == (64.5, 64, 64)
+    assert plans.configurations["3d_fullres"].patch_size == (80, 64, 64)

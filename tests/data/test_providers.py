@@ -123,6 +123,19 @@ class TestAcdc:
         with pytest.raises(FileNotFoundError, match=r"dataset\.json: missing; .* ACDC training/patient001/"):
             read_dataset(acdc)
 
+    def test_the_training_patients_are_folders_whose_files_may_be_of_any_encoding(self, acdc):
+        (acdc / "training" / "patient003").touch()
+        info = acdc / "training" / "patient001" / "Info.cfg"
+        info.write_bytes("Group: Hôpital\n".encode("latin-1") + info.read_bytes())
+        assert len(read_dataset(acdc).cases) == 6
+
+    def test_a_whole_testing_folder_is_no_half_of_a_download(self, tmp_path, caplog):
+        patients = {f"testing/patient{number}": (1, 2) for number in range(101, 151)}
+        write_acdc(tmp_path, patients, shape=(4, 4, 4))
+        with caplog.at_level(logging.WARNING):
+            assert len(read_dataset(tmp_path / "testing").cases) == 100
+        assert caplog.text == ""
+
     def test_cases_in_no_fold_are_not_trained_on(self, acdc, tmp_path, caplog):
         splits = [{"train": ["patient001_frame01", "patient001_frame12"], "val": ["patient090_frame04"]}]
         (tmp_path / "splits.json").write_text(json.dumps(splits))

@@ -73,6 +73,25 @@ def test_given_plans_and_splits_are_taken(dataset, tmp_path):
         plan_workspace(dataset, tmp_path / "work", plans_file=recorded("ct/nnUNetPlans.json"), processes=1)
 
 
+def test_given_plans_must_fit_the_dataset_and_its_cases_be_good(dataset, tmp_path):
+    plans_file = recorded("mrmask/nnUNetPlans.json")
+    with pytest.raises(ValueError, match=r"3d_fullres of .* must be for the dataset's 1 channels, got for 2"):
+        plan_workspace(dataset, tmp_path / "work", plans_file=plans_file, processes=1)
+    (dataset / "labelsTr" / "case_1.nii.gz").unlink()
+    with pytest.raises(ValueError, match="1 of 6 cases"):
+        plan_workspace(dataset, tmp_path / "work", plans_file=recorded("hippo/nnUNetPlans.json"), processes=1)
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_orientations_of_a_run_are_those_of_its_folds_cases(dataset, tmp_path):
+    image, label = image_and_label(3)
+    turned = np.diag([-1.0, -1.5, 2.0, 1.0])
+    write_nifti(dataset / "imagesTr" / "case_3.nii.gz", image[..., 0], turned)
+    write_nifti(dataset / "labelsTr" / "case_3.nii.gz", label, turned)
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}]))
+    assert plan_workspace(dataset, tmp_path / "work", processes=1).orientations == {"RAS": 2}
+
+
 def test_the_datasets_own_splits(dataset, tmp_path):
     splits = [{"train": ["case_2", "case_3"], "val": ["case_1"]}]
     (dataset / "splits_final.json").write_text(json.dumps(splits))
