@@ -1,5 +1,6 @@
 """Training steps that are compiled before the first batch."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,30 @@ def test_its_memory_is_known(compiled, started):
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(started[0]))
     batch = BATCH * 8**3 * (4 + 2)
     assert (parameters + batch) / 8 < compilation.memory_needed(compiled) < GIB
+
+
+def test_memory_is_arguments_results_and_temporaries_without_what_results_take_over():
+    sizes = SimpleNamespace(
+        argument_size_in_bytes=1000,
+        output_size_in_bytes=100,
+        alias_size_in_bytes=70,
+        temp_size_in_bytes=8,
+    )
+    assert compilation.memory_needed(SimpleNamespace(memory_analysis=lambda: sizes)) == 1038
+
+
+def test_the_state_is_in_memory_once(compiled, started):
+    """For its memory is the next state's."""
+    sizes = compiled.memory_analysis()
+    assert sizes.alias_size_in_bytes > 0
+    once = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    assert once <= compilation.memory_needed(compiled) < once + sizes.alias_size_in_bytes
+
+
+def test_the_smallest_of_the_devices_is_the_limit(monkeypatch):
+    devices = [SimpleNamespace(memory_stats=lambda size=size: {"bytes_limit": size}) for size in (9, 7, 8, 3)]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert compilation.memory_limit(SimpleNamespace(devices=devices[:3])) == 7
 
 
 def test_steps_compile_nothing_more(compiled, started, mesh):
@@ -177,5 +202,12 @@ def test_programs_are_kept_in_the_run_unless_the_user_has_named_a_folder(chosen_
 def test_several_processes_keep_no_programs(chosen_folder, tmp_path, monkeypatch):
     chosen_folder(None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    compilation.keep_compiled_programs(tmp_path)
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_run_that_may_not_be_written_keeps_no_programs(chosen_folder, tmp_path, monkeypatch):
+    chosen_folder(None)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     compilation.keep_compiled_programs(tmp_path)
     assert jax.config.jax_compilation_cache_dir is None

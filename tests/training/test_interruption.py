@@ -2,6 +2,9 @@
 
 import gc
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +64,30 @@ def test_an_ignored_ctrl_c_stays_ignored(set_sigint):
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
         assert not interruption.has_come()
+
+
+def test_other_exceptions_that_went_unheard_are_printed_and_the_former_hook_comes_back(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    former = sys.unraisablehook
+    with Interruption():
+        for kind in (ValueError, KeyboardInterrupt):
+            sys.unraisablehook(SimpleNamespace(exc_type=kind))
+    assert [unraisable.exc_type for unraisable in printed] == [ValueError]
+    assert sys.unraisablehook is former
+
+
+def test_other_threads_leave_signals_alone():
+    """Which Python lets the main thread alone handle."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run():
+        with Interruption() as interruption:
+            assert not interruption.has_come()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_sigterm_before_the_steps_ends_the_training_at_once():

@@ -1,5 +1,6 @@
 """The optimizer against torch's trajectories and schedules."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -73,12 +74,27 @@ def test_schedule_by_step_is_the_one_by_epoch_stretched():
         np.testing.assert_allclose(learning_rate_at(by_step, short, step), recorded, rtol=1e-4, atol=1e-11)
 
 
-def test_a_cycle_too_short_to_rise_is_refused():
-    with pytest.raises(
-        ValueError,
-        match=r"train\.epochs must be at least 20 for optim\.schedule one_cycle, got 5; set",
-    ):
-        make_optimizer(ONE_CYCLE, TrainConfig(epochs=5))
+@pytest.mark.parametrize(("epochs", "fits"), [(5, False), (19, False), (20, True)])
+def test_a_cycle_too_short_to_rise_is_refused(epochs, fits):
+    message = rf"train\.epochs must be at least 20 for optim\.schedule one_cycle, got {epochs}; set"
+    with contextlib.nullcontext() if fits else pytest.raises(ValueError, match=message):
+        make_optimizer(ONE_CYCLE, TrainConfig(epochs=epochs))
+
+
+def test_one_cycle_moves_the_first_decay_rate_of_radam():
+    """And corrects the bias by that of the step, as torch does."""
+    optim = dataclasses.replace(ONE_CYCLE, schedule_unit="step", weight_decay=0.0, gradient_clip=1e9)
+    train = TrainConfig(epochs=30, steps_per_epoch=1)
+    with jax.enable_x64(True):
+        optimizer = make_optimizer(optim, train)
+        x = jnp.zeros(1)
+        state, mu = optimizer.init(x), 0.0
+        for step in range(5):  # of which none is rectified
+            gradient, beta1 = 1.0 + step, float(beta1_at(optim, train, step))
+            mu = beta1 * mu + (1 - beta1) * gradient
+            expected = -learning_rate_at(optim, train, step) * mu / (1 - beta1 ** (step + 1))
+            updates, state = optimizer.update(jnp.array([gradient]), state, x)
+            np.testing.assert_allclose(updates, [expected], rtol=1e-12)
 
 
 def test_schedules_count_the_steps_that_were_left_out():

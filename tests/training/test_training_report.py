@@ -127,6 +127,24 @@ def test_the_time_left_goes_by_the_epoch_and_not_by_the_table(tmp_path, caplog):
     assert log.seconds_left(10) == 2 * 2.5
 
 
+def test_the_time_left_goes_by_the_latest_ten_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(MetricsLog, "_draw", lambda self: None)
+    log = MetricsLog(tmp_path, LABELS)
+    for epoch in range(12):
+        log.append(dataclasses.replace(metrics_of(epoch), seconds=1000.0 if epoch < 2 else epoch))
+    log.close()
+    assert log.seconds_left(14) == pytest.approx(2 * np.mean(range(2, 12)))
+
+
+def test_the_table_keeps_float32_to_the_bit(tmp_path):
+    rate, loss = (float(np.float32(value)) for value in (1.2345678e-4, 0.123456789))
+    log = MetricsLog(tmp_path, LABELS)
+    log.append(dataclasses.replace(metrics_of(0), learning_rate=rate, train_loss=loss))
+    log.close()
+    (row,) = read_table(tmp_path)
+    assert [float(np.float32(row[name])) for name in ("learning_rate", "train_loss")] == [rate, loss]
+
+
 def test_the_average_by_which_the_best_epoch_is_chosen():
     scores = [0.5]
     for dice in (0.7, math.nan, 0.7):
@@ -258,7 +276,16 @@ def test_patches_are_shown(tmp_path):
 
 @pytest.mark.parametrize(
     ("done", "epochs", "shown"),
-    [(1, 3, True), (3, 3, True), (19, 1000, False), (20, 1000, True), (77, 77, True), (99, 150, True)],
+    [
+        (1, 3, True),
+        (3, 3, True),
+        (19, 1000, False),
+        (20, 1000, True),
+        (77, 77, True),
+        (99, 150, True),
+        (99, 101, False),
+        (101, 101, True),
+    ],
 )
 def test_about_fifty_epochs_show_patches(tmp_path, done, epochs, shown):
     log = MetricsLog(tmp_path, LABELS)
