@@ -53,7 +53,8 @@ class Labels:
         for name, values in self.structures.items():
             check_that(0 not in values, f"labels: {name}", "without the background, 0", list(values))
         if self.has_regions:
-            wanted = f"one value for each of the {len(self.structures)} regions {list(self.structures)}"
+            regions = f"each of the {len(self.structures)} regions {list(self.structures)}"
+            wanted = f"one value for {regions}, of the labels' {list(self.values)}"
             order = self.regions_class_order
             fits = order is not None and len(order) == len(self.structures) and set(order) <= set(self.values)
             check_that(fits, "regions_class_order", wanted, order)

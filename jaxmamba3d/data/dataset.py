@@ -1,6 +1,7 @@
 """Dataset folders: the Medical Segmentation Decathlon's, nnU-Net's raw data, BTCV and ACDC as shipped."""
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,15 +200,19 @@ def _channel_files(listed: Path, channels: int) -> tuple[Path, ...]:
 
 
 def _listed_cases(folder: Path, entries: dict[str, Any]) -> list[Case]:
-    """The cases of nnU-Net's table `dataset`, whose files lie anywhere."""
+    """The cases of nnU-Net's table `dataset`, whose files lie anywhere; $NAME is an environment variable."""
     argument = f"{folder / DESCRIPTION}: dataset"
     for name, entry in entries.items():
         named = bool(name) and name[0] != "." and not set(name) & {"/", "\\"}
         check_that(named, argument, "of cases named as files can be, without / and \\", repr(name))
         wanted = 'a table of case: {"images": [file, ...], "label": file}'
         check_that(_lists_files(entry), argument, wanted, {name: entry})
+
+    def located(path: str) -> Path:
+        return folder / os.path.expandvars(path)
+
     return [
-        Case(name, tuple(folder / image for image in entry["images"]), folder / entry["label"])
+        Case(name, tuple(map(located, entry["images"])), located(entry["label"]))
         for name, entry in entries.items()
     ]
 

@@ -188,6 +188,16 @@ def test_files_listed_by_case(tmp_path):
     )
 
 
+def test_listed_files_may_name_environment_variables(tmp_path, monkeypatch):
+    folder = write_nnunet(tmp_path / "Dataset001_Small")
+    monkeypatch.setenv("SMALL", str(folder))
+    entry = {"images": ["$SMALL/imagesTr/case_0_0000.nii.gz"], "label": "${SMALL}/labelsTr/case_0.nii.gz"}
+    change_json(folder / "dataset.json", dataset={"a": entry}, numTraining=1)
+    (case,) = read_dataset(folder).cases
+    assert case.images == (folder / "imagesTr" / "case_0_0000.nii.gz",)
+    assert case.label == folder / "labelsTr" / "case_0.nii.gz"
+
+
 @pytest.mark.parametrize(
     "entry",
     [
