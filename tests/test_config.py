@@ -160,17 +160,24 @@ def test_a_training_is_nnunets_unless_its_config_says_otherwise():
             "weight_decay": 3e-5,
             "gradient_clip": 12.0,
             "schedule": "cosine",
-        }
-        | {"schedule_unit": "epoch", "cosine_period": 100, "cosine_floor": 5e-6, "warmup_fraction": 0.1}
-        | {"final_div_factor": 1e8},
+            "schedule_unit": "epoch",
+            "cosine_period": 100,
+            "cosine_floor": 5e-6,
+            "warmup_fraction": 0.1,
+            "final_div_factor": 1e8,
+        },
         TrainConfig: {
             "epochs": 1000,
             "steps_per_epoch": 250,
             "validation_steps": 50,
             "mirror_axes": (0, 1, 2),
-        }
-        | {"rotate_and_scale": True, "vary_intensities": True, "accumulate": 1, "non_finite": "stop"}
-        | {"allow_changed_settings": False, "keep_checkpoints": 1},
+            "rotate_and_scale": True,
+            "vary_intensities": True,
+            "accumulate": 1,
+            "non_finite": "stop",
+            "allow_changed_settings": False,
+            "keep_checkpoints": 1,
+        },
         PredictConfig: {"tile_step": 0.5, "mirroring": True, "window_batch": 1},
         DataConfig: {"configuration": "3d_fullres", "fold": 0, "foreground_fraction": 0.33},
         NetOptions: {"deep_supervision": True, "dtype": "float32", "remat": False},
