@@ -28,6 +28,14 @@ def dataset(tmp_path):
     return write_decathlon(tmp_path / "data", cases=6)
 
 
+def turn_case_3(dataset):
+    """Stores it as LPS, where the others are RAS."""
+    image, label = image_and_label(3)
+    turned = np.diag([-1.0, -1.5, 2.0, 1.0])
+    write_nifti(dataset / "imagesTr" / "case_3.nii.gz", image[..., 0], turned)
+    write_nifti(dataset / "labelsTr" / "case_3.nii.gz", label, turned)
+
+
 def test_planned_preprocessed_and_opened_again(dataset, tmp_path):
     made = plan_workspace(dataset, tmp_path / "work", processes=1)
     found = open_workspace(tmp_path / "work")
@@ -84,10 +92,7 @@ def test_given_plans_must_fit_the_dataset_and_its_cases_be_good(dataset, tmp_pat
 
 
 def test_the_orientations_of_a_run_are_those_of_its_folds_cases(dataset, tmp_path):
-    image, label = image_and_label(3)
-    turned = np.diag([-1.0, -1.5, 2.0, 1.0])
-    write_nifti(dataset / "imagesTr" / "case_3.nii.gz", image[..., 0], turned)
-    write_nifti(dataset / "labelsTr" / "case_3.nii.gz", label, turned)
+    turn_case_3(dataset)
     (dataset / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}]))
     assert plan_workspace(dataset, tmp_path / "work", processes=1).orientations == {"RAS": 2}
 
@@ -187,10 +192,7 @@ def test_a_work_folder_of_before_cases_were_noted_down_warns_of_none(dataset, tm
 
 
 def test_planning_warns_of_several_orientations(dataset, tmp_path, caplog):
-    image, label = image_and_label(3)
-    turned = np.diag([-1.0, -1.5, 2.0, 1.0])
-    write_nifti(dataset / "imagesTr" / "case_3.nii.gz", image[..., 0], turned)
-    write_nifti(dataset / "labelsTr" / "case_3.nii.gz", label, turned)
+    turn_case_3(dataset)
     with caplog.at_level(logging.WARNING):
         plan_workspace(dataset, tmp_path / "work", processes=1)
     assert "1 as LPS (such as case_3), 5 as RAS (such as case_0)" in caplog.text
