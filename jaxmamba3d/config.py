@@ -26,7 +26,8 @@ ScanImplementation = Literal[
     "pallas_mosaic_gpu",
     "pallas_mosaic_tpu",
 ]
-Schedule = Literal["cosine", "one_cycle", "constant"]
+Optimizer = Literal["radam", "sgd"]
+Schedule = Literal["cosine", "one_cycle", "poly", "constant"]
 ScheduleUnit = Literal["epoch", "step"]
 NonFinite = Literal["stop", "skip"]
 
@@ -210,13 +211,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """RAdam with coupled weight decay, and a learning-rate schedule.
+    """An optimizer with coupled weight decay, and a learning-rate schedule: by default the paper's.
 
     Args:
+        optimizer: radam, or sgd with Nesterov's momentum of 0.99 (nnU-Net's).
         learning_rate: the highest learning rate.
         weight_decay: added to the gradient, on all parameters.
         gradient_clip: the gradient's global norm is clipped to this.
-        schedule: cosine (rises again after `cosine_period`), one_cycle or constant.
+        schedule: cosine (rises again after `cosine_period`), one_cycle, poly (nnU-Net's) or constant.
         schedule_unit: the rate changes with each epoch, as published, or with each step, for short runs.
         cosine_period: epochs from the highest to the lowest rate.
         cosine_floor: the lowest rate of the cosine schedule.
@@ -224,6 +226,7 @@ class OptimConfig:
         final_div_factor: one_cycle ends at its first rate divided by this.
     """
 
+    optimizer: Optimizer = "radam"
     learning_rate: float = 3e-4
     weight_decay: float = 3e-5
     gradient_clip: float = 12.0
@@ -235,6 +238,7 @@ class OptimConfig:
     final_div_factor: float = 1e8
 
     def __post_init__(self):
+        check_choice("optim.optimizer", self.optimizer, get_args(Optimizer))
         check_choice("optim.schedule", self.schedule, get_args(Schedule))
         check_choice("optim.schedule_unit", self.schedule_unit, get_args(ScheduleUnit))
         check_positive("optim.learning_rate", self.learning_rate)
@@ -342,7 +346,7 @@ class ExperimentConfig:
         """
         names = ["start_from", "seed", "steps_per_epoch"]
         names += ["mirror_axes", "rotate_and_scale", "vary_intensities"]
-        if self.optim.schedule == "one_cycle":
+        if self.optim.schedule in ("one_cycle", "poly"):
             names.append("epochs")
         return {
             "net": {"deep_supervision": self.net.deep_supervision},

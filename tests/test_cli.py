@@ -172,7 +172,7 @@ def test_files_that_are_no_config(command, tmp_path, text, message):
         (("--train.epoch", "3"), "--train.epochs"),
         (("--data.fold", "-1"), "data.fold must be 0 or more, or all, got -1"),
         (("--data.fold", "each"), "all"),
-        (("--optim.schedule", "poly"), "one_cycle"),
+        (("--optim.schedule", "linear"), "one_cycle"),
         (("--train.mirror-axes", "0", "0"), "train.mirror_axes must be different axes out of 0, 1, 2"),
         (("--net.scan-implementation", "fast"), "reference"),
     ],

@@ -77,7 +77,8 @@ def test_impossible_nets_are_named(change, message):
         (lambda: TrainConfig(seed=-1), r"train.seed must be a number from 0 to 2\^32 - 1, got -1"),
         (lambda: OptimConfig(learning_rate=math.inf), "optim.learning_rate must be finite, got inf"),
         (lambda: OptimConfig(cosine_floor=math.nan), "optim.cosine_floor must be finite and not negative"),
-        (lambda: OptimConfig(schedule="poly"), "optim.schedule must be one of cosine, one_cycle, constant"),
+        (lambda: OptimConfig(schedule="linear"), "must be one of cosine, one_cycle, poly, constant"),
+        (lambda: OptimConfig(optimizer="adam"), "optim.optimizer must be one of radam, sgd"),
         (lambda: PredictConfig(tile_step=0), r"predict.tile_step must be a share in \(0, 1\], got 0"),
         (lambda: TrainConfig(seed=1.5), r"train.seed must be a whole number, got 1.5"),
         (lambda: PhantomConfig(seed=-1), r"data.phantoms.seed must be a number from 0 to 2\^32 - 1, got -1"),
@@ -135,7 +136,8 @@ def test_what_decides_a_training():
     config = ExperimentConfig("run", optim=OptimConfig(schedule="cosine"))
     settings = config.decisive_settings()
     changes = {
-        "optim": {"learning_rate": 1e-2, "weight_decay": 1e-2, "gradient_clip": 1.0, "schedule": "one_cycle"},
+        "optim": {"learning_rate": 1e-2, "weight_decay": 1e-2, "gradient_clip": 1.0, "schedule": "one_cycle"}
+        | {"optimizer": "sgd"},
         "train": {"steps_per_epoch": 7, "mirror_axes": (1,), "rotate_and_scale": False, "seed": 5}
         | {"vary_intensities": False, "start_from": "runs/other/fold_0"},
         "data": {"foreground_fraction": 0.9},
@@ -148,14 +150,17 @@ def test_what_decides_a_training():
             assert changed.decisive_settings() != settings, name
     longer = dataclasses.replace(config, train=TrainConfig(epochs=7, validation_steps=3))
     assert longer.decisive_settings() == settings
-    one_cycle = [dataclasses.replace(c, optim=OptimConfig(schedule="one_cycle")) for c in (config, longer)]
-    assert one_cycle[0].decisive_settings() != one_cycle[1].decisive_settings()
+    for schedule in ("one_cycle", "poly"):
+        optim = OptimConfig(schedule=schedule)
+        lengths = [dataclasses.replace(c, optim=optim).decisive_settings() for c in (config, longer)]
+        assert lengths[0] != lengths[1]
 
 
 def test_a_training_is_nnunets_unless_its_config_says_otherwise():
     """Or, of the optimizer, the paper's."""
     expected = {
         OptimConfig: {
+            "optimizer": "radam",
             "learning_rate": 3e-4,
             "weight_decay": 3e-5,
             "gradient_clip": 12.0,

@@ -1,7 +1,8 @@
-"""RAdam as PyTorch computes it, and the published learning-rate schedules."""
+"""RAdam and SGD as PyTorch computes them, and the published learning-rate schedules."""
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,24 @@ import optax
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.config import OptimConfig, TrainConfig
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-# torch's OneCycleLR: the first rate is the highest / 25, and beta1 moves against the rate.
-ONE_CYCLE_DIV_FACTOR, LOWEST_BETA1, HIGHEST_BETA1 = 25.0, 0.85, 0.95
+MOMENTUM = {"radam": 0.9, "sgd": 0.99}
+BETA2, EPSILON = 0.999, 1e-8
 RECTIFIED_ABOVE = 5.0
+# torch's OneCycleLR: the first rate is the highest / 25, and the momentum moves against the rate.
+ONE_CYCLE_DIV_FACTOR, LOWEST_MOMENTUM, HIGHEST_MOMENTUM = 25.0, 0.85, 0.95
+POLY_EXPONENT = 0.9
 
 
 def make_optimizer(optim: OptimConfig, train: TrainConfig) -> optax.GradientTransformationExtraArgs:
-    """Clips the gradient's global norm, adds the weight decay to it, and takes an RAdam step.
+    """Clips the gradient's global norm, adds the weight decay to it, and takes a step of RAdam or SGD.
 
-    g = clip(gradient) + weight_decay x;  m, v = running means of g and g^2;  with bias-corrected m^ and v^
+    g = clip(gradient) + weight_decay x
+    radam: m, v = running means of g and g^2;  with bias-corrected m^ and v^
     x moves by -rate r_t m^ / sqrt(v^) from step 6 on, where the rectification r_t exists, before by -rate m^.
+    sgd: m = g + momentum m;  x moves by -rate (g + momentum m).
 
     Args:
-        optim: rates, decay, clipping and schedule.
+        optim: optimizer, rates, decay, clipping and schedule.
         train: length of the training, which the schedules refer to.
 
     Returns:
@@ -33,13 +38,15 @@ def make_optimizer(optim: OptimConfig, train: TrainConfig) -> optax.GradientTran
     Raises:
         ValueError: one_cycle has too few epochs (or steps) to rise in.
 
-    Source: `torch.nn.utils.clip_grad_norm_` and `torch.optim.RAdam` with coupled weight decay.
+    Source: `torch.nn.utils.clip_grad_norm_`, `torch.optim.RAdam` and `torch.optim.SGD(nesterov=True)`.
     """
     _check_schedule(optim, train)
     return optax.chain(
         _clip_by_global_norm(optim.gradient_clip),
         optax.add_decayed_weights(optim.weight_decay),
-        _radam(lambda step: learning_rate_at(optim, train, step), lambda step: beta1_at(optim, train, step)),
+        {"radam": _radam, "sgd": _sgd}[optim.optimizer](
+            partial(learning_rate_at, optim, train), partial(momentum_at, optim, train)
+        ),
     )
 
 
@@ -48,6 +55,7 @@ def learning_rate_at(optim: OptimConfig, train: TrainConfig, step: Any) -> Any:
 
     cosine: floor + (highest - floor) / 2 (1 + cos(pi e / period)), e in epochs; rises again after the period.
     one_cycle: from highest / 25 to highest and on to highest / 25 / final_div_factor, along two half cosines.
+    poly: highest (1 - e / epochs)^0.9.
 
     Args:
         optim, train: as in `make_optimizer`.
@@ -56,34 +64,43 @@ def learning_rate_at(optim: OptimConfig, train: TrainConfig, step: Any) -> Any:
     Returns:
         A scalar, float; the same throughout an epoch unless `schedule_unit` is "step".
 
-    Source: torch's CosineAnnealingLR (closed form) and OneCycleLR, stepped once an epoch by nnU-Net.
+    Source: torch's CosineAnnealingLR (closed form) and OneCycleLR, stepped once an epoch by nnU-Net;
+    nnU-Net's PolyLRScheduler.
     """
     if optim.schedule == "constant":
         return optim.learning_rate
     if optim.schedule == "one_cycle":
         first = optim.learning_rate / ONE_CYCLE_DIV_FACTOR
         return _one_cycle(optim, train, step, first, optim.learning_rate, first / optim.final_div_factor)
+    if optim.schedule == "poly":
+        left = 1 - _position(optim, train, step) / _length(optim, train)
+        return optim.learning_rate * left**POLY_EXPONENT
     period = optim.cosine_period * (1 if optim.schedule_unit == "epoch" else train.steps_per_epoch)
     return _cosine(optim.learning_rate, optim.cosine_floor, _position(optim, train, step) / period)
 
 
-def beta1_at(optim: OptimConfig, train: TrainConfig, step: Any) -> Any:
-    """RAdam's first decay rate of that step: 0.9, or moved by one_cycle as torch's `cycle_momentum` does.
+def momentum_at(optim: OptimConfig, train: TrainConfig, step: Any) -> Any:
+    """RAdam's beta1 (0.9) or SGD's momentum (0.99) of that step.
 
-    Args and Returns are those of `learning_rate_at`; one_cycle goes from 0.95 to 0.85 and back.
+    one_cycle moves it from 0.95 to 0.85 and back, as torch's `cycle_momentum` does. Args and Returns are
+    those of `learning_rate_at`.
     """
     if optim.schedule != "one_cycle":
-        return BETA1
-    return _one_cycle(optim, train, step, HIGHEST_BETA1, LOWEST_BETA1, HIGHEST_BETA1)
+        return MOMENTUM[optim.optimizer]
+    return _one_cycle(optim, train, step, HIGHEST_MOMENTUM, LOWEST_MOMENTUM, HIGHEST_MOMENTUM)
 
 
 def _position(optim, train, step):
     return step // train.steps_per_epoch if optim.schedule_unit == "epoch" else step
 
 
+def _length(optim, train):
+    return train.epochs * (1 if optim.schedule_unit == "epoch" else train.steps_per_epoch)
+
+
 def _turning_points(optim, train):
     """Positions of the highest rate and of the end."""
-    total = train.epochs * (1 if optim.schedule_unit == "epoch" else train.steps_per_epoch)
+    total = _length(optim, train)
     return optim.warmup_fraction * total - 1, total - 1
 
 
@@ -120,7 +137,7 @@ def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _radam(learning_rate, beta1) -> optax.GradientTransformationExtraArgs:
+def _radam(learning_rate, momentum) -> optax.GradientTransformationExtraArgs:
     """torch's: epsilon is added before the bias correction (optax: after), and rho is exact in float32."""
     largest_rho = 2 / (1 - BETA2) - 1
 
@@ -130,7 +147,7 @@ def _radam(learning_rate, beta1) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, *, step=None):
         position = state.count if step is None else step
-        rate, decay = learning_rate(position), beta1(position)
+        rate, decay = learning_rate(position), momentum(position)
         mu = optax.tree.update_moment(updates, state.mu, decay, 1)
         nu = optax.tree.update_moment(updates, state.nu, BETA2, 2)
         count = state.count + 1
@@ -151,5 +168,30 @@ def _radam(learning_rate, beta1) -> optax.GradientTransformationExtraArgs:
             return (-rate * (m / correction1) * jnp.where(rectified, adaptive, 1.0)).astype(m.dtype)
 
         return jax.tree.map(step_of, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _SGDState(NamedTuple):
+    count: jax.Array
+    trace: Any
+
+
+def _sgd(learning_rate, momentum) -> optax.GradientTransformationExtraArgs:
+    """torch's, with Nesterov's momentum: optax's `sgd`, but for rates that go by the number of the step."""
+
+    def init(params):
+        return _SGDState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+
+    def update(updates, state, params=None, *, step=None):
+        position = state.count if step is None else step
+        rate, decay = learning_rate(position), momentum(position)
+
+        def with_momentum(g, trace):
+            return (g + decay * trace).astype(g.dtype)
+
+        trace = jax.tree.map(with_momentum, updates, state.trace)
+        steps = jax.tree.map(lambda g, t: (-rate * with_momentum(g, t)).astype(g.dtype), updates, trace)
+        return steps, _SGDState(state.count + 1, trace)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -92,6 +92,7 @@ def test_a_finished_run(copied, finished):
         "Patch": "8 x 8 x 8 voxels",
         "Batch size": "2",
         "Epochs": f"{EPOCHS}, each of 4 steps",
+        "Optimizer": "radam",
         "Learning rate": "0.01, constant",
         "Devices": copied.devices(),
         "folds scored": "1 of 5",

@@ -12,7 +12,7 @@ import pytest
 from golden_data import GOLDEN
 
 from jaxmamba3d.config import OptimConfig, TrainConfig
-from jaxmamba3d.training.optimizer import beta1_at, learning_rate_at, make_optimizer
+from jaxmamba3d.training.optimizer import learning_rate_at, make_optimizer, momentum_at
 
 RADAM = json.loads((GOLDEN / "nnunet" / "radam.json").read_text())
 RATES = json.loads((GOLDEN / "nnunet" / "lr.json").read_text())
@@ -39,6 +39,32 @@ def test_radam_follows_torch(name):
             np.testing.assert_allclose(x, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize(("schedule", "lowest", "highest"), [("poly", 0.99, 0.99), ("one_cycle", 0.85, 0.95)])
+def test_sgd_has_nesterovs_momentum(schedule, lowest, highest):
+    optim = OptimConfig(
+        optimizer="sgd", learning_rate=0.01, schedule=schedule, schedule_unit="step", gradient_clip=1e9
+    )
+    train = TrainConfig(epochs=1, steps_per_epoch=50)
+    momenta = []
+    with jax.enable_x64(True):
+        A, c, x = (jnp.array(RADAM[key], jnp.float64) for key in ("A", "c", "x0"))
+        optimizer = make_optimizer(optim, train)
+        state = optimizer.init(x)
+        expected, trace = np.asarray(x), np.zeros(x.shape)
+        for step in range(50):
+            rate, momentum = (
+                float(at(optim, train, jnp.int32(step))) for at in (learning_rate_at, momentum_at)
+            )
+            g = np.asarray(A) @ (expected - np.asarray(c)) + optim.weight_decay * expected
+            trace = g + momentum * trace
+            expected = expected - rate * (g + momentum * trace)
+            updates, state = optimizer.update(A @ (x - c), state, x)
+            x = optax.apply_updates(x, updates)
+            np.testing.assert_allclose(x, expected, rtol=1e-11, atol=1e-13)
+            momenta.append(momentum)
+    assert (min(momenta), max(momenta)) == pytest.approx((lowest, highest))
+
+
 def test_radam_in_float32_rectifies_at_the_same_step():
     name = "wd3e-5_lr1e-1"
     optim = OptimConfig(learning_rate=0.1, schedule="constant", gradient_clip=1e9)
@@ -61,9 +87,18 @@ def test_schedules_are_the_published_ones():
                 one_cycle = learning_rate_at(ONE_CYCLE, train, step)
                 recorded = RATES["onecycle_300_pct0.1_fdf1e8_cos"][epoch]
                 np.testing.assert_allclose(one_cycle, recorded, rtol=1e-6, atol=1e-18)
-                beta1 = beta1_at(ONE_CYCLE, train, step)
+                beta1 = momentum_at(ONE_CYCLE, train, step)
                 np.testing.assert_allclose(beta1, RATES["onecycle_beta1"][epoch], rtol=1e-10)
-    assert beta1_at(OptimConfig(), train, 5) == 0.9
+    assert momentum_at(OptimConfig(), train, 5) == 0.9
+
+
+@pytest.mark.parametrize(("unit", "share"), [("epoch", 0.5), ("step", 353 / 700)])
+def test_poly_is_nnunets(unit, share):
+    optim = OptimConfig(learning_rate=1e-2, schedule="poly", schedule_unit=unit)
+    train = TrainConfig(epochs=100, steps_per_epoch=7)
+    assert learning_rate_at(optim, train, 0) == 1e-2
+    assert learning_rate_at(optim, train, 353) == pytest.approx(1e-2 * (1 - share) ** 0.9)
+    assert learning_rate_at(optim, train, 699) > 0
 
 
 def test_schedule_by_step_is_the_one_by_epoch_stretched():
@@ -90,22 +125,25 @@ def test_one_cycle_moves_the_first_decay_rate_of_radam():
         x = jnp.zeros(1)
         state, mu = optimizer.init(x), 0.0
         for step in range(5):  # of which none is rectified
-            gradient, beta1 = 1.0 + step, float(beta1_at(optim, train, step))
+            gradient, beta1 = 1.0 + step, float(momentum_at(optim, train, step))
             mu = beta1 * mu + (1 - beta1) * gradient
             expected = -learning_rate_at(optim, train, step) * mu / (1 - beta1 ** (step + 1))
             updates, state = optimizer.update(jnp.array([gradient]), state, x)
             np.testing.assert_allclose(updates, [expected], rtol=1e-12)
 
 
-def test_schedules_count_the_steps_that_were_left_out():
+@pytest.mark.parametrize(("optimizer", "moved"), [("radam", 1.0), ("sgd", 1.99)])
+def test_schedules_count_the_steps_that_were_left_out(optimizer, moved):
     """Whose optimizer state is that of before: the rate goes by the number of the step."""
-    optim = OptimConfig(learning_rate=1.0, weight_decay=0.0, schedule_unit="step", cosine_period=10)
+    optim = OptimConfig(
+        optimizer=optimizer, learning_rate=1.0, weight_decay=0.0, schedule_unit="step", cosine_period=10
+    )
     train = TrainConfig(epochs=1, steps_per_epoch=1)
     optimizer = make_optimizer(optim, train)
     params = {"a": jnp.array([0.0])}
     for step in (0, 5):
         updates, _ = optimizer.update({"a": jnp.array([1.0])}, optimizer.init(params), params, step=step)
-        np.testing.assert_allclose(updates["a"], [-learning_rate_at(optim, train, step)], rtol=1e-5)
+        np.testing.assert_allclose(updates["a"], [-moved * learning_rate_at(optim, train, step)], rtol=1e-5)
 
 
 def test_clipping_and_coupled_decay():

@@ -123,6 +123,7 @@ def _overview(run: Run) -> dict[str, str]:
     if run.splits():  # of imported weights the config does not know it
         steps = counted(config.train.steps_per_epoch, "step")
         facts["Epochs"] = f"{config.train.epochs}, each of {steps}"
+        facts["Optimizer"] = config.optim.optimizer
         facts["Learning rate"] = _schedule(config)
     return facts | {"Devices": run.devices() or "unknown"}
 
