@@ -6,16 +6,19 @@ import gc
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
 from jaxmamba3d.checks import InterruptedTraining
-from jaxmamba3d.training import Checkpoints, check_path, restore_params
+from jaxmamba3d.config import OptimConfig, Optimizer, TrainConfig
+from jaxmamba3d.training import Checkpoints, check_path, make_optimizer, restore_params
 from jaxmamba3d.training.checkpoint import Position
 from jaxmamba3d.training.steps import TrainState
 
@@ -46,6 +49,19 @@ def test_the_best_are_parameters_alone(checkpoints, tmp_path):
     anew.close()
     np.testing.assert_array_equal(restored.optimizer["momentum"], 1)
     assert (int(restored.step), position) == (5, AS_THE_BEST)
+
+
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_every_optimizers_state_comes_back(name, checkpoints):
+    optimizer = make_optimizer(OptimConfig(optimizer=name), TrainConfig())
+    params = {"w": jnp.arange(8.0)}
+    begun = optimizer.init(params)
+    _, moved = optimizer.update(params, begun, params)
+    checkpoints.save(TrainState(params, moved, jnp.int32(1)), POSITION)
+    restored = checkpoints.restore(TrainState(params, begun, jnp.int32(0)))[0].optimizer
+    assert jax.tree.structure(restored) == jax.tree.structure(moved)
+    jax.tree.map(np.testing.assert_array_equal, restored, moved)
+    assert optax.tree.norm(optax.tree.sub(restored, begun)) > 1
 
 
 def test_what_is_written_is_the_state_that_was_given(checkpoints):
