@@ -55,7 +55,7 @@ def learning_rate_at(optim: OptimConfig, train: TrainConfig, step: Any) -> Any:
 
     cosine: floor + (highest - floor) / 2 (1 + cos(pi e / period)), e in epochs; rises again after the period.
     one_cycle: from highest / 25 to highest and on to highest / 25 / final_div_factor, along two half cosines.
-    poly: highest (1 - e / epochs)^0.9.
+    poly: highest (1 - e / epochs)^0.9; after the last epoch 0.
 
     Args:
         optim, train: as in `make_optimizer`.
@@ -74,7 +74,7 @@ def learning_rate_at(optim: OptimConfig, train: TrainConfig, step: Any) -> Any:
         return _one_cycle(optim, train, step, first, optim.learning_rate, first / optim.final_div_factor)
     if optim.schedule == "poly":
         left = 1 - _position(optim, train, step) / _length(optim, train)
-        return optim.learning_rate * left**POLY_EXPONENT
+        return optim.learning_rate * jnp.maximum(left, 0.0) ** POLY_EXPONENT
     period = optim.cosine_period * (1 if optim.schedule_unit == "epoch" else train.steps_per_epoch)
     return _cosine(optim.learning_rate, optim.cosine_floor, _position(optim, train, step) / period)
 
