@@ -1,9 +1,8 @@
 """Training: mesh, optimizer, steps, loop, checkpoints and what people look at meanwhile."""
 
-from jaxmamba3d.training.checkpoint import (
+from jaxmamba3d.training.checkpoint import SETTINGS, Checkpoints
+from jaxmamba3d.training.checkpoint_folder import (
     CHECKPOINTS,
-    SETTINGS,
-    Checkpoints,
     check_path,
     has_checkpoint,
     is_imported,

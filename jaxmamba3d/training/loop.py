@@ -15,7 +15,8 @@ from flax import nnx
 
 from jaxmamba3d.checks import InterruptedTraining, check_that
 from jaxmamba3d.config import ExperimentConfig
-from jaxmamba3d.training.checkpoint import CHECKPOINTS, Checkpoints, Position, read_saved
+from jaxmamba3d.training.checkpoint import Checkpoints
+from jaxmamba3d.training.checkpoint_folder import CHECKPOINTS, Position, read_saved
 from jaxmamba3d.training.compilation import compile_fitting, lower_train_step, lower_validation_step
 from jaxmamba3d.training.epoch import EpochProgress, device_memory_gib, train_epoch, validation_epoch
 from jaxmamba3d.training.interruption import Interruption

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxmamba3d.checks import InterruptedTraining
 from jaxmamba3d.config import OptimConfig, Optimizer, TrainConfig
 from jaxmamba3d.training import Checkpoints, check_path, make_optimizer, restore_params
-from jaxmamba3d.training.checkpoint import Position
+from jaxmamba3d.training.checkpoint_folder import Position
 from jaxmamba3d.training.steps import TrainState
 
 Usage = namedtuple("Usage", "total used free")
