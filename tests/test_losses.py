@@ -177,6 +177,25 @@ def test_a_batch_of_which_nothing_counts_teaches_nothing(regions):
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.parametrize("regions", [None, ((1, 2), (2,), (3,), (1,))])
+def test_large_logits_do_not_overflow(regions):
+    options = {"batch_dice": True, "regions": regions}
+    loss, gradient = jax.value_and_grad(segmentation_loss)(300 * LOGITS, LABELS["full"], **options)
+    assert jnp.isfinite(loss)
+    assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("ignore", [0, 2])
+@pytest.mark.parametrize("regions", [None, ((1, 2), (2,), (3,), (1,))])
+def test_the_label_to_ignore_may_be_that_of_a_class_or_in_a_region(regions, ignore):
+    labels = LABELS["full"]
+    apart = jnp.where(labels == ignore, 9, labels)
+    for function in (functools.partial(segmentation_loss, batch_dice=True), hard_counts):
+        found = function(LOGITS, labels, ignore_label=ignore, regions=regions)
+        expected = function(LOGITS, apart, ignore_label=9, regions=regions)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_smoothing_decides_where_a_class_is_absent():
     """8 voxels of background, foreground probability 1e-6: Dice s / (8e-6 + s) with s = 1e-5."""
     logits = jnp.broadcast_to(jnp.log(jnp.array([1 - 1e-6, 1e-6])), (1, 2, 2, 2, 2))

@@ -9,7 +9,7 @@ import pytest
 from over_devices import FORMS, assert_the_gradient_of_one_device, needs_two_devices
 from tolerances import assert_close, rounding
 
-from jaxmamba3d.ops.backend import compile_for, target_backend
+from jaxmamba3d.ops.backend import compile_for
 from jaxmamba3d.ops.conv3d import average_pool3d, conv3d, upsample3d
 
 RNG = np.random.default_rng(0)
@@ -124,20 +124,3 @@ def test_gradients_over_devices(backend, form):
 
     with compile_for(backend):
         assert_the_gradient_of_one_device(loss, kernels, normal(2, 4, 4, 4, 2), form, 1e-5)
-
-
-def test_the_target_backend_follows_the_default_device(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert target_backend() == "gpu"
-    with jax.default_device(jax.devices("cpu")[0]):
-        assert target_backend() == "cpu"
-        with compile_for("tpu"):
-            assert target_backend() == "tpu"
-    with jax.default_device("cpu"):
-        assert target_backend() == "cpu"
-
-
-def test_the_target_backend_is_given_back():
-    with compile_for("tpu"):
-        assert target_backend() == "tpu"
-    assert target_backend() == jax.default_backend()
