@@ -46,6 +46,11 @@ def test_blur_is_scipys_with_the_same_truncation(sigma):
     assert_close(EFFECTS["blur"](VOLUME, sigma), expected, rounding("float32", 21))
 
 
+def test_axes_of_deviation_0_are_not_blurred():
+    expected = ndimage.gaussian_filter1d(VOLUME.astype(np.float64), 0.8, 1, mode="mirror", radius=2)
+    assert_close(jitted_blur(VOLUME, jnp.array([0, 0.8, 0])), expected, rounding("float32", 7))
+
+
 def test_low_resolution_keeps_the_nearest_voxels_and_interpolates():
     line = np.arange(8.0, dtype=np.float32).reshape(1, 1, 8) ** 2
     # Of 8 voxels in 4 places the exact middles 1, 3, 5, 7 are taken (ties go up), at 0.5, 2.5, 4.5, 6.5.

@@ -16,6 +16,7 @@ from jaxmamba3d.augment import AugmentationPlan
         ((14, 256, 224), (14, 301, 301), True),
         ((48, 192, 192), (48, 225, 225), True),
         ((96, 160, 160), (191, 257, 219), False),
+        ((160, 20, 20), (188, 73, 114), False),
     ],
 )
 def test_initial_patch_is_nnunets(patch_size, initial, slice_by_slice):
@@ -34,7 +35,8 @@ def test_channels_normalised_inside_the_body_are_masked():
     plan = AugmentationPlan.for_patches([8, 8, 8], [True, False, True], mirror_axes=[1])
     assert plan.masked_channels == (0, 2)
     assert plan.mirror_axes == (1,)
-    assert hash(plan) == hash(AugmentationPlan((8, 8, 8), (1,), (0, 2)))
+    for others in (((8, 8, 8), (1,), (0, 2)), ([8, 8, 8], [1], [0, 2])):
+        assert hash(plan) == hash(AugmentationPlan(*others))
 
 
 def test_patches_that_do_not_turn_come_as_they_are():
@@ -49,6 +51,7 @@ def test_patches_that_do_not_turn_come_as_they_are():
         ({"mirror_axes": (0, 3)}, "mirror_axes must be different axes out of 0, 1, 2"),
         ({"mirror_axes": (1, 1)}, "mirror_axes must be"),
         ({"masked_channels": (-1,)}, "masked_channels must be whole numbers >= 0"),
+        ({"masked_channels": (0.5,)}, "masked_channels must be whole numbers >= 0"),
     ],
 )
 def test_wrong_plans_are_refused(fields, message):

@@ -45,13 +45,15 @@ def test_bfloat16_is_rounded_once():
     assert error.max() < 2**-8 * 1.01
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradients_are_those_of_the_loop(reverse, dtype):
     rng = np.random.default_rng(0)
     draws = (rng.standard_normal(shape) for shape in ((2, 9, 3), (4, 3), (3,), (2, 9, 3)))
-    x, weight, bias, g = (jnp.asarray(a, dtype) for a in draws)
-    _, vjp = jax.vjp(functools.partial(causal_conv, reverse=reverse), x, weight, bias)
+    with jax.enable_x64(dtype == "float64"):
+        x, weight, bias, g = (jnp.asarray(a, dtype) for a in draws)
+        _, vjp = jax.vjp(functools.partial(causal_conv, reverse=reverse), x, weight, bias)
+        gradients = vjp(g)
     x, weight, bias, g = (np.asarray(a, np.float64) for a in (x, weight, bias, g))
 
     def output(x, weight, bias):
@@ -67,24 +69,34 @@ def test_gradients_are_those_of_the_loop(reverse, dtype):
             parts.append(np.sum(g * (output(*one) - output(*none))))
         return np.reshape(parts, zero.shape)
 
-    for n, found in enumerate(vjp(jnp.asarray(g, dtype))):
-        assert_close(found, gradient(n), rounding(dtype, 18 if dtype == "float32" else 2))
+    for n, found in enumerate(gradients):
+        assert_close(found, gradient(n), rounding(dtype, 2 if dtype == "bfloat16" else 18))
 
 
-def test_dtypes_are_checked():
-    with pytest.raises(ValueError, match="x must be floating, got int32"):
-        causal_conv(jnp.zeros((1, 5, 3), int), jnp.zeros((4, 3)), jnp.zeros(3))
-    with pytest.raises(ValueError, match="weight must be floating, got complex64"):
-        causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((4, 3), complex), jnp.zeros(3))
+def test_gradients_are_of_the_dtypes_of_their_arguments():
+    arguments = jnp.ones((1, 5, 3), jnp.bfloat16), jnp.ones((4, 3)), jnp.ones(3, jnp.float16)
+    y, vjp = jax.vjp(causal_conv, *arguments)
+    assert y.dtype == jnp.bfloat16
+    assert [gradient.dtype for gradient in vjp(y)] == [argument.dtype for argument in arguments]
 
 
-def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"weight must have shape \[W, D\] = \[any, 3\], got \[\]"):
-        causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros(()), jnp.zeros(3))
-    with pytest.raises(ValueError, match=r"weight must have shape \[W, D\] = \[any, 3\], got \[4, 2\]"):
-        causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((4, 2)), jnp.zeros(3))
-    with pytest.raises(ValueError, match=r"weight must be of at least one row, got shape \[0, 3\]"):
-        causal_conv(jnp.zeros((1, 5, 3)), jnp.zeros((0, 3)), jnp.zeros(3))
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": jnp.zeros((1, 5, 3), int)}, "x must be floating, got int32"),
+        ({"weight": jnp.zeros((4, 3), complex)}, "weight must be floating, got complex64"),
+        ({"bias": jnp.zeros(3, int)}, "bias must be floating, got int32"),
+        ({"x": jnp.zeros((5, 3))}, r"x must be \[B, L, D\], got shape \[5, 3\]"),
+        ({"weight": jnp.zeros(())}, r"weight must have shape \[W, D\] = \[any, 3\], got \[\]"),
+        ({"weight": jnp.zeros((4, 2))}, r"weight must have shape \[W, D\] = \[any, 3\], got \[4, 2\]"),
+        ({"weight": jnp.zeros((0, 3))}, r"weight must be of at least one row, got shape \[0, 3\]"),
+        ({"bias": jnp.zeros(1)}, r"bias must have shape \[D\] = \[3\], got \[1\]"),
+    ],
+)
+def test_arguments_are_checked(changed, message):
+    arguments = {"x": jnp.zeros((1, 5, 3)), "weight": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+    with pytest.raises(ValueError, match=message):
+        causal_conv(**arguments | changed)
 
 
 @needs_two_devices

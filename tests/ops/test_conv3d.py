@@ -38,20 +38,30 @@ def test_planes_equal_the_3d_form_with_gradients(kernel_size, strides):
         assert_close(planes, whole, rounding("float32", 100))
 
 
-def test_convolution_is_what_loops_say():
-    x, kernel = np.asarray(normal(1, 3, 4, 3, 2)), np.asarray(normal(3, 3, 3, 2, 2))
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))).astype(np.float64)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_convolution_is_what_loops_say(dtype):
+    x, kernel = RNG.standard_normal((1, 3, 4, 3, 2)), RNG.standard_normal((3, 3, 3, 2, 2))
+    with jax.enable_x64(dtype == "float64"):
+        found = conv3d(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
     expected = np.zeros((1, 3, 4, 3, 2))
     for i, j, k in itertools.product(range(3), range(4), range(3)):
         expected[0, i, j, k] = np.einsum("xyzi,xyzio->o", padded[0, i : i + 3, j : j + 3, k : k + 3], kernel)
-    assert_close(conv3d(jnp.asarray(x), jnp.asarray(kernel)), expected, rounding("float32", 54))
+    assert_close(found, expected, rounding(dtype, 54))
 
 
-def test_kernels_of_even_sizes_are_refused():
-    with pytest.raises(
-        ValueError, match=r"kernel must be of odd sizes along X, Y and Z, got shape \[3, 2, 3"
-    ):
-        conv3d(jnp.zeros((1, 4, 4, 4, 1)), jnp.zeros((3, 2, 3, 1, 1)))
+def test_planes_of_bfloat16_are_summed_in_float32():
+    x, kernel = (jnp.abs(normal(*shape)).astype(jnp.bfloat16) for shape in ((1, 6, 4, 5, 2), (5, 3, 1, 2, 3)))
+    found = np.asarray(conv3d(x, kernel), np.float32)
+    expected = np.asarray(conv3d(x.astype(jnp.float32), kernel.astype(jnp.float32)))
+    assert np.max(np.abs(found - expected) / expected) < 2**-8 * 1.01
+
+
+@pytest.mark.parametrize("size", [(2, 3, 3), (3, 2, 3), (3, 3, 2)])
+def test_kernels_of_even_sizes_are_refused(size):
+    kernel = jnp.zeros((*size, 1, 1))
+    with pytest.raises(ValueError, match="kernel must be of odd sizes along X, Y and Z, got shape"):
+        conv3d(jnp.zeros((1, 4, 4, 4, 1)), kernel)
 
 
 @pytest.mark.parametrize(

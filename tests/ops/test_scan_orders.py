@@ -28,18 +28,25 @@ def test_the_way_back_is_exact(order):
     np.testing.assert_array_equal(to_volume(to_tokens(VOLUME, order), (3, 4, 5), order), VOLUME)
 
 
-def test_unknown_orders_are_named():
-    with pytest.raises(ValueError, match="order must be one of XYZ, XZY, YXZ, ZXY, got 'XXZ'"):
-        to_tokens(VOLUME, "XXZ")
-
-
-def test_tokens_that_do_not_fill_the_volume_are_refused():
-    with pytest.raises(
-        ValueError, match=r"tokens must have shape \[B, L, C\] = \[any, 60, any\], got \[2, 59, 2\]"
-    ):
-        to_volume(jnp.zeros((2, 59, 2)), (3, 4, 5))
-    with pytest.raises(ValueError, match=r"shape must be the sizes along X, Y and Z, got \(60,\)"):
-        to_volume(jnp.zeros((2, 60, 2)), (60,))
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: to_tokens(VOLUME, "XXZ"), "order must be one of XYZ, XZY, YXZ, ZXY, got 'XXZ'"),
+        (lambda: to_volume(jnp.zeros((2, 60, 2)), (3, 4, 5), "XXZ"), "order must be one of XYZ, .*'XXZ'"),
+        (lambda: to_tokens(VOLUME[0]), r"volume must be \[B, X, Y, Z, C\], got shape \[3, 4, 5, 2\]"),
+        (
+            lambda: to_volume(jnp.zeros((2, 59, 2)), (3, 4, 5)),
+            r"tokens must have shape \[B, L, C\] = \[any, 60, any\], got \[2, 59, 2\]",
+        ),
+        (
+            lambda: to_volume(jnp.zeros((2, 60, 2)), (60,)),
+            r"shape must be the sizes along X, Y and Z, got \(60,\)",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_no_volume_is_no_sequence():
