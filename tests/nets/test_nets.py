@@ -17,6 +17,7 @@ from tolerances import assert_close
 
 from jaxmamba3d.losses import segmentation_loss
 from jaxmamba3d.nets import NetConfig, abstract_net, build_net, load_official_weights, to_official_weights
+from jaxmamba3d.nn import MambaBlock
 from jaxmamba3d.ops.backend import compile_for
 
 OFFICIAL = {
@@ -207,6 +208,16 @@ def test_remat_changes_no_number():
     largest = max(float(jnp.max(jnp.abs(g))) for g in plain)
     for one, other in zip(plain, remat, strict=True):
         assert float(jnp.max(jnp.abs(one - other))) <= 1e-5 * largest
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_every_block_has_the_options_of_its_net(name):
+    options = {"remat": True, "scan_implementation": "reference", "dtype": "bfloat16"}
+    net = abstract_net(dataclasses.replace(TINY, name=name, **options))
+    blocks = [node for _, node in nnx.iter_graph(net) if isinstance(node, MambaBlock)]
+    assert {block.remat for block in blocks} == {True}
+    assert {block.mamba.scan_implementation for block in blocks} == {"reference"}
+    assert {layer.dtype for block in blocks for layer in (block.mamba, block.head)} == {"bfloat16"}
 
 
 @needs_two_devices

@@ -97,6 +97,15 @@ def test_reverse_block_is_flip_block_flip():
     assert_close(block(x, reverse=True), block(x[:, ::-1])[:, ::-1], 1e-6)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_block_that_is_run_again_keeps_its_input_alone(reverse):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 19, 8)), jnp.float32)
+    plain, again = (MambaBlock(8, d_state=4, remat=remat, rngs=nnx.Rngs(0)) for remat in (False, True))
+    y, pull_back = jax.vjp(functools.partial(again, reverse=reverse), x)
+    assert_close(y, plain(x, reverse=reverse), 1e-6)
+    assert [kept.shape for kept in jax.tree.leaves(pull_back) if kept.ndim == x.ndim] == [x.shape]
+
+
 def test_axis_orders_can_be_chosen_and_are_checked():
     block = MultiOrderMambaBlock(4, orders=("XYZ", "ZXY"), d_state=4, rngs=nnx.Rngs(0))
     x = jnp.ones((1, 2, 3, 4, 4))
