@@ -92,6 +92,13 @@ def test_upsampled_volumes_keep_their_dtype():
     assert (y.dtype, y.shape) == (jnp.bfloat16, (1, 4, 4, 4, 4))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_pooled_volumes_keep_their_dtype(backend):
+    with compile_for(backend):
+        y = average_pool3d(jnp.ones((1, 2, 4, 2, 3), jnp.bfloat16), (2, 2, 1))
+    assert (y.dtype, y.shape) == (jnp.bfloat16, (1, 1, 2, 2, 3))
+
+
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("function", [conv3d, upsample3d])
 def test_whole_numbers_are_refused(function, size):

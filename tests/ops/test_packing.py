@@ -90,9 +90,17 @@ def test_upsampling(size, packing):
     assert_packed_equals_unpacked(upsample3d, Packing(*packing), [normal(2, 2, 4, 3, 3)], kernel)
 
 
-def test_pooling_checks_voxels():
-    with pytest.raises(ValueError, match="size of x along Y must be divisible by 4, got 6"):
-        average_pool3d(jnp.zeros((1, 4, 3, 4, 2)), (2, 4, 2), Packing(2, 1))
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ((3, 2, 1), "X must be divisible by 3, got 4"),
+        ((2, 4, 1), "Y must be .* 4, got 6"),
+        ((2, 2, 2), "Z must"),
+    ],
+)
+def test_pooling_checks_voxels(window, message):
+    with pytest.raises(ValueError, match=f"size of x along {message}"):
+        average_pool3d(jnp.zeros((1, 4, 3, 5, 2)), window, Packing(2, 1))
 
 
 def test_instance_norm():
