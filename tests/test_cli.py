@@ -14,7 +14,6 @@ from small_datasets import image_and_label, write_decathlon, write_nifti
 
 from jaxmamba3d import cli, experiment, training
 from jaxmamba3d.config_file import load_config
-from jaxmamba3d.nets import read_weights
 
 CONFIG = """
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, OptimConfig, TrainConfig
@@ -216,23 +215,6 @@ def test_all_folds_and_the_word_after_a_colon_reach_the_experiment(command, tmp_
     command("train", "config.py:segmamba", "--data.fold", "all")
     command("train", tmp_path / "config.py", "--data.fold", "2")
     assert [(config.net.name, config.data.fold) for config in ran] == [("segmamba", "all"), ("resunet", 2)]
-
-
-@pytest.mark.parametrize(
-    ("name", "content"), [("w.pth", b"x"), ("w.npz", b"x"), ("w.safetensors", b"x" * 20)]
-)
-def test_damaged_weight_files(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} must be a"):
-        read_weights(tmp_path / name)
-
-
-def test_weight_files_of_another_kind(tmp_path):
-    (tmp_path / "w.ckpt").write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match=r"the ending of .*w\.ckpt must be one of \.pth, \.safetensors, \.npz"
-    ):
-        read_weights(tmp_path / "w.ckpt")
 
 
 def test_train_py_lists_every_field():

@@ -1,0 +1,37 @@
+"""Files of weights: what is none, or damaged, is said."""
+
+import numpy as np
+import pytest
+
+from jaxmamba3d.nets import read_weights
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("w.pth", b"x"), ("w.npz", b"x"), ("w.safetensors", b"x" * 20)]
+)
+def test_damaged_weight_files(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} must be a"):
+        read_weights(tmp_path / name)
+
+
+def test_weight_files_of_another_kind(tmp_path):
+    (tmp_path / "w.ckpt").write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"the ending of .*w\.ckpt must be one of \.pth, \.safetensors, \.npz"
+    ):
+        read_weights(tmp_path / "w.ckpt")
+
+
+def test_arrays_that_changed_on_the_way_are_said(tmp_path):
+    path, weight = tmp_path / "w.npz", np.arange(9.0)
+    np.savez(path, weight=weight)
+    path.write_bytes(path.read_bytes().replace(weight.tobytes(), weight[::-1].tobytes()))
+    with pytest.raises(ValueError, match=r"w\.npz must be a whole \.npz file, got: Bad CRC"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.npz", "w.safetensors"])
+def test_weight_files_that_are_not_there_are_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=rf"{name}: no such file of weights"):
+        read_weights(tmp_path / name)
