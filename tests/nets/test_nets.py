@@ -299,17 +299,27 @@ class TestLoading:
         load_official_weights(net, weights | {alias: weights[name]})
         with pytest.raises(ValueError, match=rf"{alias} must be equal to its duplicate {name}"):
             load_official_weights(net, weights | {alias: weights[name] + 1})
+        broken = np.full_like(weights[name], np.nan)
+        with pytest.raises(ValueError, match=rf"must be finite, got 1 not finite \({name}\)"):
+            load_official_weights(net, weights | {name: broken, alias: broken})
+
+    def test_the_parameters_keep_their_dtype(self, net, weights):
+        load_official_weights(net, {name: value.astype(np.float16) for name, value in weights.items()})
+        assert {x.dtype for x in jax.tree.leaves(nnx.state(net))} == {jnp.dtype("float32")}
 
     def test_missing_surplus_and_misshapen_are_named(self, net, weights):
         name = "decoder.seg_layers.1.bias"
         before = to_official_weights(net)
-        with pytest.raises(ValueError, match=rf"got 1 missing \({name}\) and no surplus tensors"):
+        with pytest.raises(
+            ValueError, match=rf"the {len(weights)} tensors .* got 1 missing \({name}\) and no surplus"
+        ):
             load_official_weights(net, {k: v for k, v in weights.items() if k != name})
         with pytest.raises(ValueError, match=r"got no missing and 1 surplus \(decoder.seg_layers.2.bias\)"):
             load_official_weights(net, weights | {"decoder.seg_layers.2.bias": weights[name]})
         with pytest.raises(ValueError, match=r"decoder.seg_layers.1.bias \[4\] instead of \[3\]"):
             load_official_weights(net, weights | {name: np.zeros(4, np.float32)})
-        with pytest.raises(ValueError, match=rf"must be finite, got 1 not finite \({name}\)"):
-            load_official_weights(net, weights | {name: np.full(3, np.nan, np.float32)})
+        for value in (np.nan, np.inf):
+            with pytest.raises(ValueError, match=rf"must be finite, got 1 not finite \({name}\)"):
+                load_official_weights(net, weights | {name: np.full(3, value, np.float32)})
         for key, value in to_official_weights(net).items():
             np.testing.assert_array_equal(value, before[key])

@@ -361,12 +361,11 @@ def test_the_same_call_is_compiled_once(implementation, caplog):
         assert any("XLA compilation of jit(scan)" in message for message in caplog.messages) == expected
 
 
-@pytest.mark.parametrize("length", [1, 100, 256, 512, 89600, 2**21, 1000003, 128 * 9 * 7])
-def test_chunks_divide_where_they_can(length):
-    chunk = chunk_length(length)
-    divisors = [c for c in range(128, 257) if length % c == 0]
-    assert chunk <= LONGEST
-    assert chunk == (length if length <= LONGEST else max(divisors, default=chunk))
+@pytest.mark.parametrize("length", [1, 100, 256, 512, 89600, 2**21, 1000003, 128 * 9 * 7, 128 * 1009])
+def test_chunks_divide_where_they_can_or_else_pad_least(length):
+    padding = {chunk: -length % chunk for chunk in range(128, 257)}
+    least = [chunk for chunk, tokens in padding.items() if tokens == min(padding.values())]
+    assert chunk_length(length) == (length if length <= LONGEST else max(least))
 
 
 @pytest.mark.parametrize(
