@@ -1,6 +1,7 @@
 """The layers alone against the authors' PyTorch ones: outputs and all gradients."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,40 @@ def test_inputs_are_checked(make, shape, message):
         layer(jnp.ones(shape))
 
 
+@pytest.mark.parametrize("norm", [LayerNorm(8, rngs=nnx.Rngs(0)), InstanceNorm(8)], ids=["layer", "instance"])
+def test_norms_give_the_dtype_that_they_take(norm):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 8))
+    exact = norm(x)
+    assert exact.dtype == jnp.float32
+    rounded = norm(jnp.asarray(x, jnp.bfloat16))
+    assert rounded.dtype == jnp.bfloat16
+    assert_close(rounded, exact, 2**-7)
+
+
+def test_an_instance_norm_keeps_its_input_alone():
+    x = jnp.ones((2, 3, 4, 5, 8), jnp.bfloat16)
+    _, pull_back = jax.vjp(InstanceNorm(8), x)
+    kept = [array for array in jax.tree.leaves(pull_back) if array.ndim == x.ndim]
+    assert [(array.shape, array.dtype) for array in kept] == [(x.shape, x.dtype)]
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_parameters_are_of_their_dtype_and_results_of_the_layers(dtype):
+    options = {"dtype": dtype, "param_dtype": jnp.float16, "rngs": nnx.Rngs(0)}
+    block = MambaBlock(8, d_state=4, **options)
+    layers = [block, Conv3D(2, 3, **options), Upsample3D(2, 3, (2, 1, 2), **options)]
+    for path, param in itertools.chain.from_iterable(map(nnx.iter_graph, layers)):
+        if isinstance(param, nnx.Param):
+            exact = {"A_log", "D", "norm1", "norm2"} & set(path)
+            assert param.dtype == (jnp.float32 if exact else jnp.float16), path
+    half = jnp.ones((1, 2, 2, 2, 2), jnp.float16)
+    for layer in layers[1:]:
+        assert layer(half).dtype == (dtype or jnp.float16)
+    assert block.mamba(jnp.ones((1, 4, 8), jnp.float16)).dtype == (dtype or jnp.float16)
+    products = [node for _, node in nnx.iter_graph(block) if isinstance(node, nnx.Linear)]
+    assert [product.dtype for product in products] == [dtype] * 5
+
+
 @pytest.mark.parametrize("make", [LayerNorm, lambda features, rngs: InstanceNorm(features), MambaBlock])
 def test_whole_numbers_are_not_normalised(make):
     """They would be cut off to whole numbers."""
@@ -152,6 +187,19 @@ def test_whole_numbers_are_not_normalised(make):
     shape = (1, 2, 2, 2, 8) if isinstance(layer, InstanceNorm) else (1, 4, 8)
     with pytest.raises(ValueError, match="x must be floating, got int32"):
         layer(jnp.ones(shape, jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("norm", "axes"),
+    [(LayerNorm(40, rngs=nnx.Rngs(0)), -1), (InstanceNorm(40), (1, 2, 3))],
+    ids=["layer", "instance"],
+)
+def test_numbers_far_from_zero_are_normalised_by_their_own_variance(norm, axes):
+    """A difference of squares would lose it in rounding."""
+    x = np.float32(1000 + np.random.default_rng(0).standard_normal((2, 3, 4, 5, 40)))
+    centred = x.astype(np.float64) - x.mean(axes, np.float64, keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean(axes, keepdims=True) + 1e-5)
+    assert_close(norm(jnp.asarray(x)), expected, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +238,10 @@ def test_channels_are_checked(make, features, wanted):
         (functools.partial(Conv3D, 3, 5, (3, 3, 3), (1, 0, 1)), "strides must be greater than 0, got 0"),
         (functools.partial(Upsample3D, 3, 5, (2, 2.0, 2)), "size must be a whole number, got 2.0"),
         (functools.partial(ResidualBlock, 3, 5, (3, 3, 3), (2, 2)), "strides must be three sizes"),
+        (lambda rngs: InstanceNorm(0), "features must be greater than 0, got 0"),
     ],
 )
-def test_sizes_of_convolutions_are_checked(make, message):
+def test_sizes_of_layers_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make(rngs=nnx.Rngs(0))
 

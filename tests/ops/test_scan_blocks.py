@@ -1,5 +1,7 @@
 """The sizes of the kernels' blocks: results do not depend on them, and impossible ones are refused."""
 
+import contextlib
+
 import pytest
 from scan_contract import assert_like_reference, random_arguments
 from tolerances import rounding
@@ -45,6 +47,16 @@ def test_fewer_and_more_tokens_are_unrolled(stride, reverse, shape):
     with override_blocks(chunk=8, stride=stride):
         tolerance = rounding("float32", 21)
         assert_like_reference(arguments, "pallas_triton", tolerance, delta_softplus=True, reverse=reverse)
+
+
+def test_sizes_set_inside_of_others_join_them():
+    expected = blocks.block_overrides()
+    with override_blocks(chunk=64, stride=4), override_blocks(stride=8):
+        found = blocks.triton_blocks(1, 4096, 64, 16, blocks.triton_chunk(1, 4096, 64))
+        assert (found.chunk, found.stride) == (64, 8)
+    with contextlib.suppress(KeyError), override_blocks(chunk=64):
+        raise KeyError
+    assert blocks.block_overrides() == expected
 
 
 @pytest.mark.parametrize(
