@@ -181,6 +181,24 @@ def test_it_is_the_choice_on_its_chip_and_said_once(backend, kernel, caplog):
     assert [r.message for r in caplog.records].count(f"selective_scan on {backend}: {kernel}") == 1
 
 
+@pytest.mark.parametrize(
+    ("backend", "reasons"),
+    [
+        ("gpu", r" \(not pallas_triton: it holds at most 256 .* 257; not pallas_mosaic_gpu: it .*\)"),
+        ("tpu", r" \(not pallas_mosaic_tpu: it holds at most 256 states, and A has 257\)"),
+        ("metal", ""),
+    ],
+)
+def test_plain_xla_is_the_choice_where_no_kernel_can(monkeypatch, caplog, backend, reasons):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    arguments = abstract_arguments(1, 8, 4, 257, "float32")
+    api._log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, "jaxmamba3d"):
+        jax.eval_shape(lambda a: selective_scan(**a), arguments)
+    (record,) = caplog.records
+    assert re.fullmatch(f"selective_scan on {backend}: xla_associative{reasons}", record.message)
+
+
 def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
     wide = abstract_arguments(1, 8, 4, 257, "float32")
     with compile_for("gpu"):

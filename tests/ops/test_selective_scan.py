@@ -64,6 +64,14 @@ def test_lists_of_numbers_are_arrays():
     np.testing.assert_array_equal(selective_scan(**lists), selective_scan(**arguments))
 
 
+def test_flags_may_be_numpys():
+    arguments = random_arguments(1, 3, 2, 2)
+    flags = {"delta_softplus": True, "reverse": True, "return_last_state": True}
+    found = selective_scan(**arguments, **{name: np.bool_(flag) for name, flag in flags.items()})
+    for one, other in zip(found, selective_scan(**arguments, **flags), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("implementation", ["pallas_triton", "pallas_mosaic_tpu"])
 def test_a_gradient_has_the_blocks_of_its_call(implementation):
     def pull_back(implementation):
@@ -377,6 +385,7 @@ def test_chunks_divide_where_they_can_or_else_pad_least(length):
         ({"u": jnp.zeros((8, 5))}, r"u must be \[B, L, D\], got shape \[8, 5\]"),
         ({"u": jnp.zeros((2, 0, 5))}, "u must be at least one token long"),
         ({"u": jnp.zeros((0, 8, 5))}, "u must be not empty"),
+        ({"u": jnp.zeros((2, 8, 0))}, "u must be not empty"),
         ({"A": jnp.zeros((5, 0))}, "A must be of at least one state"),
         ({"z": jnp.zeros((2, 8, 5), jnp.int32)}, "z must be floating, got int32"),
         ({"reverse": "False"}, "reverse must be True or False, known when the call is traced, got str"),
@@ -404,3 +413,5 @@ def test_what_is_asked_for_a_reason_is_checked_like_a_call(change, message):
         unsupported_reason("xla_sequential", **(random_arguments(2, 8, 5, 4) | change))
     lists = {name: array.tolist() for name, array in random_arguments(2, 8, 5, 4).items()}
     assert unsupported_reason("xla_sequential", **lists) is None
+    with pytest.raises(ValueError, match="implementation must be one of reference, .*got 'fast'"):
+        unsupported_reason("fast", **lists)
