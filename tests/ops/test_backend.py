@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from jax.sharding import AxisType
 
-from jaxmamba3d.ops.backend import compile_for, is_old_tpu, older_gpu_than, target_backend
+from jaxmamba3d.ops.backend import batch_axes, compile_for, is_old_tpu, older_gpu_than, target_backend
 
 
 def test_the_target_backend_follows_the_default_device(monkeypatch):
@@ -70,3 +71,18 @@ def test_the_oldest_gpu_decides(monkeypatch, capabilities, expected):
 def test_tpus_before_the_fifth_are_old(monkeypatch, kind, old):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
     assert is_old_tpu() == old
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "expected"),
+    [
+        (("parameters", "data"), AxisType.Auto, ("data", "parameters")),
+        (("data", "model"), AxisType.Auto, ("data",)),
+        (("data",), AxisType.Explicit, ()),
+    ],
+)
+def test_batches_are_shared_out_over_automatic_axes_of_their_names(names, kind, expected):
+    count = len(names)
+    with jax.set_mesh(jax.make_mesh((1,) * count, names, (kind,) * count, devices=jax.devices()[:1])):
+        assert batch_axes() == expected
+    assert batch_axes() == ()

@@ -413,5 +413,5 @@ def test_what_is_asked_for_a_reason_is_checked_like_a_call(change, message):
         unsupported_reason("xla_sequential", **(random_arguments(2, 8, 5, 4) | change))
     lists = {name: array.tolist() for name, array in random_arguments(2, 8, 5, 4).items()}
     assert unsupported_reason("xla_sequential", **lists) is None
-    with pytest.raises(ValueError, match="implementation must be one of reference, .*got 'fast'"):
+    with pytest.raises(ValueError, match=r"implementation must be one of reference, .*got 'fast'"):
         unsupported_reason("fast", **lists)
