@@ -27,6 +27,7 @@ from jaxmamba3d.nn import (
 )
 from jaxmamba3d.nn.norm import LayerNorm
 from jaxmamba3d.ops.backend import compile_for
+from jaxmamba3d.ops.scan_orders import to_tokens, to_volume
 
 
 def mixer(block):
@@ -109,8 +110,12 @@ def test_a_block_that_is_run_again_keeps_its_input_alone(reverse):
 
 def test_axis_orders_can_be_chosen_and_are_checked():
     block = MultiOrderMambaBlock(4, orders=("XYZ", "ZXY"), d_state=4, rngs=nnx.Rngs(0))
-    x = jnp.ones((1, 2, 3, 4, 4))
-    assert block(x).shape == x.shape
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 3, 4, 4)), jnp.float32)
+    volumes = [
+        to_volume(own(to_tokens(x, order)), x.shape[1:4], order)
+        for own, order in zip(block.blocks, ("XYZ", "ZXY"), strict=True)
+    ]
+    assert_close(block(x), sum(volumes) / 2, 1e-6)
     with pytest.raises(ValueError, match="orders must be one of XYZ, XZY, YXZ, ZXY, got 'ZYX'"):
         MultiOrderMambaBlock(4, orders=("ZYX",), rngs=nnx.Rngs(0))
     for orders in ("XYZ", ()):
@@ -278,8 +283,14 @@ def test_a_residual_block_computes_in_its_dtype(out_features):
 
 
 def test_lists_of_sizes_are_as_good_as_tuples():
-    graphdef, _ = nnx.split(Conv3D(3, 5, [3, 3, 3], [1, 2, 2], rngs=nnx.Rngs(0)))
-    assert hash(graphdef) == hash(nnx.split(Conv3D(3, 5, (3, 3, 3), (1, 2, 2), rngs=nnx.Rngs(1)))[0])
+    for make, sizes in (
+        (functools.partial(Conv3D, 3, 5), {"kernel_size": [3, 3, 3], "strides": [1, 2, 2]}),
+        (functools.partial(ResidualBlock, 3, 5), {"kernel_size": [3, 3, 3], "strides": [1, 2, 2]}),
+        (functools.partial(MultiOrderMambaBlock, 4), {"orders": ["XYZ", "ZXY"]}),
+    ):
+        tuples = {name: tuple(value) for name, value in sizes.items()}
+        of_lists, of_tuples = (make(**given, rngs=nnx.Rngs(0)) for given in (sizes, tuples))
+        assert hash(nnx.graphdef(of_lists)) == hash(nnx.graphdef(of_tuples))
 
 
 @pytest.mark.parametrize("scan", ["xla_sequential", "pallas_triton"])
@@ -332,13 +343,13 @@ def test_gradients_of_packed_blocks_over_devices(form):
 def test_orders_go_in_one_call_where_one_leaves_a_gpu_idle():
     block = MultiOrderMambaBlock(32, d_state=8, rngs=nnx.Rngs(0))
 
-    def scans(side):
+    def scans(side, backend="gpu"):
         x = jax.ShapeDtypeStruct((1, side, side, side, 32), jnp.float32)
-        with compile_for("gpu"):
-            return str(jax.make_jaxpr(block)(x)).count("name=selective_scan_forward_pass")
+        with compile_for(backend):
+            return str(jax.make_jaxpr(lambda x: block(x))(x)).count("name=selective_scan_forward_pass")
 
     assert scans(8) == 2
-    assert scans(40) == 8
+    assert scans(40) == scans(8, "tpu") == 8
 
 
 def test_mamba_parameters_start_as_in_mamba_ssm():
