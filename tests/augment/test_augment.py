@@ -65,10 +65,12 @@ def test_a_sample_depends_on_key_and_position_alone():
     assert not any(np.array_equal(a, b) for a, b in zip(few[0], other[0], strict=True))
 
 
-def test_where_numbers_are_64_bits_wide_all_is_float32():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_where_numbers_are_64_bits_wide_all_is_float32(dtype):
     image, label = body(batch=2)
     with jax.enable_x64(True):
-        moved = jax.eval_shape(functools.partial(augment, plan=PLAN), jax.random.key(0), image, label)
+        augmenting = functools.partial(augment, plan=PLAN)
+        moved = jax.eval_shape(augmenting, jax.random.key(0), image.astype(dtype), label)
     assert [x.dtype for x in moved] == [np.float32, np.int16]
 
 
@@ -145,6 +147,16 @@ def test_flat_patches_keep_their_slices():
     moved, moved_label = jitted(jax.random.key(0), image, label, plan=plan)
     np.testing.assert_allclose(moved[:, :, 4:8, 3:7, 0], image[:, :, 4:8, 3:7, 0], rtol=1e-6)
     np.testing.assert_array_equal(moved_label[:, :, 4:8, 3:7], label[:, :, 4:8, 3:7])
+
+
+def test_flat_patches_keep_their_resolution_across_slices():
+    volume = np.broadcast_to(np.arange(4, dtype=np.float32).reshape(4, 1, 1), (4, 16, 16))
+    flat, cube = (
+        intensity_changes(AugmentationPlan((length, 16, 16)))["low_resolution"](volume, 0.5)
+        for length in (4, 16)
+    )
+    np.testing.assert_allclose(flat, volume, rtol=1e-6)
+    assert np.abs(cube - volume).max() > 0.1
 
 
 def test_without_rotation_patches_come_in_their_final_size():

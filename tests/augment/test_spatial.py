@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden_data import golden_arrays
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from tolerances import assert_close, rounding
 
 from jaxmamba3d.augment.interpolation import (
@@ -74,6 +75,19 @@ def test_crop_is_batchgenerators():
         np.testing.assert_array_equal(
             central_crop(RECORDED[f"cropped/{field}"], recorded.shape[:3]), recorded
         )
+
+
+@pytest.mark.parametrize(("length", "size", "start"), [(10, 4, 3), (10, 5, 3), (11, 4, 3), (11, 5, 3)])
+def test_the_middle_of_odd_and_even_lengths_is_by_whole_halves(length, size, start):
+    line = np.arange(length).reshape(1, length, 1)
+    np.testing.assert_array_equal(np.ravel(central_crop(line, (1, size, 1))), np.arange(start, start + size))
+
+
+def test_a_patch_is_scaled_before_it_turns_about_x_y_and_z():
+    angles, scales = [0.4, -0.3, 0.2], [1.0, 1.3, 0.8]
+    expected = Rotation.from_euler("xyz", angles).as_matrix() @ np.diag(scales)
+    found = affine_matrix(jnp.array(angles), jnp.array(scales))
+    assert_close(found, expected, rounding("float32", 9))
 
 
 def test_interpolation_is_scipys():
