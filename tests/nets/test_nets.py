@@ -17,7 +17,7 @@ from tolerances import assert_close
 
 from jaxmamba3d.losses import segmentation_loss
 from jaxmamba3d.nets import NetConfig, abstract_net, build_net, load_official_weights, to_official_weights
-from jaxmamba3d.nn import MambaBlock
+from jaxmamba3d.nn import Conv3D, MambaBlock, ResidualBlock, Upsample3D
 from jaxmamba3d.ops.backend import compile_for
 
 OFFICIAL = {
@@ -218,6 +218,8 @@ def test_every_block_has_the_options_of_its_net(name):
     assert {block.remat for block in blocks} == {True}
     assert {block.mamba.scan_implementation for block in blocks} == {"reference"}
     assert {layer.dtype for block in blocks for layer in (block.mamba, block.head)} == {"bfloat16"}
+    convolutions = [x for _, x in nnx.iter_graph(net) if isinstance(x, Conv3D | Upsample3D | ResidualBlock)]
+    assert {layer.dtype for layer in convolutions} == {jnp.dtype("bfloat16")}
 
 
 @needs_two_devices
@@ -270,6 +272,8 @@ def test_sizes_that_do_not_divide_are_named():
     net = abstract_net(SMALL)
     with pytest.raises(ValueError, match=r"size of x along Y must be divisible by 4, .* got 10"):
         net(jnp.zeros((1, 8, 10, 8, 1)))
+    with pytest.raises(ValueError, match=r"size of x along Z must be divisible by 4, .* got 6"):
+        net(jnp.zeros((1, 8, 8, 6, 1)))
     with pytest.raises(ValueError, match=r"x must have shape \[B, X, Y, Z, C\]"):
         net(jnp.zeros((1, 8, 8, 8, 2)))
     with pytest.raises(ValueError, match=r"x must be not empty, got shape \[0, 8, 8, 8, 1\]"):

@@ -226,6 +226,22 @@ def test_what_a_kernel_cannot_do_is_said_or_left_to_another():
             assert unsupported_reason("pallas_mosaic_tpu", **many) == reason
 
 
+@pytest.mark.parametrize(
+    ("backend", "states", "dtypes", "reason"),
+    [
+        ("tpu", 3, {}, "it lowers through Triton, for NVIDIA GPUs"),
+        ("gpu", 256, {"u": "float16"}, None),
+        ("gpu", 3, {"z": "float8_e4m3fn"}, "it takes float16, bfloat16 and float32, and not float8_e4m3fn"),
+        ("gpu", 3, {"C": "float8_e4m3fn"}, "it takes float16, bfloat16 and float32, and not float8_e4m3fn"),
+    ],
+)
+def test_what_triton_takes_and_what_not(backend, states, dtypes, reason):
+    arguments = abstract_arguments(1, 8, 4, states, "float32")
+    changed = {name: jax.ShapeDtypeStruct(arguments[name].shape, dtype) for name, dtype in dtypes.items()}
+    with compile_for(backend):
+        assert unsupported_reason("pallas_triton", **arguments | changed) == reason
+
+
 class OldTpu:
     platform, device_kind = "tpu", "TPU v4 lite"
 
