@@ -15,6 +15,7 @@ from jaxmamba3d.checks import check_shape, check_that
 
 SMOOTH = 1e-5
 SPACE = (1, 2, 3)
+REGION_LOGITS = "[B, X, Y, Z, K], a channel a region"
 
 Regions = tuple[tuple[int, ...], ...]
 """The label values of each region, one region a channel of the logits."""
@@ -216,7 +217,7 @@ def region_sums(
     """
     logits = logits.astype(jnp.float32)
     truth, valid = _in_regions(labels, regions, ignore_label)
-    check_shape("logits", logits, "[B, X, Y, Z, K], a channel a region", truth.shape)
+    check_shape("logits", logits, REGION_LOGITS, truth.shape)
     entropies = jax.nn.softplus(logits) - jnp.where(truth, logits, 0)
     counted = jnp.sum(valid, dtype=jnp.float32) * (len(regions) if ignore_label is None else 1)
     dice = _dice_sums(jax.nn.sigmoid(logits), truth, valid, batch_dice)
@@ -251,7 +252,7 @@ def hard_counts(
         int32 counts by foreground class [K-1] or region [K]; sum them over batches before `pseudo_dice`.
 
     Raises:
-        ValueError: logits and labels are of different shapes.
+        ValueError: logits and labels are of different shapes, or there is not a channel a region.
 
     Source:
         nnU-Net v2, nnUNetTrainer.validation_step.
@@ -264,6 +265,7 @@ def hard_counts(
         truth, found = truth[..., 1:], (found & valid)[..., 1:]
     else:
         truth, valid = _in_regions(labels, regions, ignore_label)
+        check_shape("logits", logits, REGION_LOGITS, truth.shape)
         found = (logits > 0) & valid
     count = partial(jnp.sum, axis=(0, *SPACE), dtype=jnp.int32)
     return HardCounts(count(truth & found), count(~truth & found), count(truth & ~found))

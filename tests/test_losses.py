@@ -196,6 +196,11 @@ def test_the_label_to_ignore_may_be_that_of_a_class_or_in_a_region(regions, igno
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_counts_of_regions_need_a_channel_each():
+    with pytest.raises(ValueError, match=r"logits must have shape .* a channel a region = \[1, 2, 2, 2, 1\]"):
+        hard_counts(jnp.ones((1, 2, 2, 2, 3)), jnp.ones((1, 2, 2, 2), int), regions=((1,),))
+
+
 def test_smoothing_decides_where_a_class_is_absent():
     """8 voxels of background, foreground probability 1e-6: Dice s / (8e-6 + s) with s = 1e-5."""
     logits = jnp.broadcast_to(jnp.log(jnp.array([1 - 1e-6, 1e-6])), (1, 2, 2, 2, 2))

@@ -56,7 +56,7 @@ class AugmentationPlan:
             **options: the other fields.
         """
         masked = tuple(channel for channel, used in enumerate(use_mask_for_norm) if used)
-        return cls(tuple(patch_size), masked_channels=masked, **options)
+        return cls(patch_size, masked_channels=masked, **options)
 
     @property
     def slice_by_slice(self) -> bool:

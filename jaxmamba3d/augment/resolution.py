@@ -47,7 +47,7 @@ def _coarse_matrix(size: int, zoom: jax.Array) -> jax.Array:
     kept = jnp.maximum(jnp.round(size * zoom), 1).astype(jnp.int32)
     voxels = jnp.arange(size)
     place = jnp.maximum((voxels + 0.5) * (kept / size) - 0.5, 0)
-    lower = jnp.minimum(jnp.floor(place).astype(jnp.int32), kept - 1)
+    lower = jnp.floor(place).astype(jnp.int32)
     upper = jnp.minimum(lower + 1, kept - 1)
     fraction = place - lower
 

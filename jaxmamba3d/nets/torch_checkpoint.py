@@ -3,6 +3,7 @@
 import io
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 
-DAMAGES = (
+ARCHIVE_DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
+"""What is raised of a zip archive that is not whole."""
+
+INDEX_DAMAGES = (
     ValueError,
     pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    EOFError,
     LookupError,
     TypeError,
     AttributeError,
@@ -74,16 +76,20 @@ def _load(path: str | Path, *, tensors: bool = True) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} must be a file of torch.save (PyTorch 1.6 or newer), got another format")
-    with zipfile.ZipFile(path) as archive:
-        index = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-        if index is None:
-            raise ValueError(f"{path} must be a file of torch.save, got a zip archive without data.pkl")
-        try:
-            return _Unpickler(archive, index, tensors).load()
-        except DAMAGES as error:
-            raise ValueError(f"{path} must be a whole file of torch.save, got: {error}") from error
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("another format than that of PyTorch 1.6 and newer")
+        with zipfile.ZipFile(path) as archive:
+            return _Unpickler(archive, _index_of(archive), tensors).load()
+    except (*ARCHIVE_DAMAGES, *INDEX_DAMAGES) as error:
+        raise ValueError(f"{path} must be a whole file of torch.save, got: {error}") from error
+
+
+def _index_of(archive: zipfile.ZipFile) -> str:
+    index = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+    if index is None:
+        raise ValueError("a zip archive without data.pkl")
+    return index
 
 
 class _Inert:
@@ -115,10 +121,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if (module, name) in (
-            ("torch._utils", "_rebuild_tensor_v2"),
-            ("torch._utils", "_rebuild_tensor"),
-        ):
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, *rest: data
@@ -137,7 +140,7 @@ def _rebuild_tensor(storage, offset, shape, strides, *rest):
     if not isinstance(storage, np.ndarray):
         return _Inert()
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min((*shape, 1)) > 0 and not 0 <= last < storage.size:
+    if min((offset, *strides)) < 0 or (min((*shape, 1)) > 0 and last >= storage.size):
         raise ValueError(
             f"a tensor of shape {list(shape)} does not fit its storage of {storage.size} numbers"
         )

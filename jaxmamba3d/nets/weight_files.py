@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxmamba3d.checks import check_choice, check_that
-from jaxmamba3d.nets.torch_checkpoint import read_torch_checkpoint
+from jaxmamba3d.nets.torch_checkpoint import ARCHIVE_DAMAGES, read_torch_checkpoint
 
 
 def read_weights(file: str | Path) -> dict[str, np.ndarray]:
@@ -29,11 +29,14 @@ def read_weights(file: str | Path) -> dict[str, np.ndarray]:
     check_choice(f"the ending of {file}", file.suffix, readers)
     try:
         return readers[file.suffix](file)
-    except (SafetensorError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (SafetensorError, *ARCHIVE_DAMAGES) as error:
         raise ValueError(f"{file} must be a whole {file.suffix} file, got: {error}") from error
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
     check_that(zipfile.is_zipfile(file), str(file), "a file of numpy.savez", "another format")
-    with np.load(file) as arrays:
-        return dict(arrays)
+    try:
+        with file.open("rb") as opened, np.load(opened) as arrays:
+            return dict(arrays)
+    except ValueError as error:  # of a damaged header, which NumPy says without the file's name
+        raise EOFError(str(error)) from error

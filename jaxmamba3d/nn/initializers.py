@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 LEAKY_SLOPE = 0.01
+SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
@@ -30,11 +31,11 @@ def he_normal_transposed() -> Initializer:
     return _he_normal(lambda shape: math.prod(shape[:-2]) * shape[-1])
 
 
-def inverse_softplus_of_steps(shortest: float = 1e-3, longest: float = 1e-1) -> Initializer:
-    """The bias whose softplus is log-uniform between two step sizes (at least 1e-4): Mamba's for delta."""
+def inverse_softplus_of_steps() -> Initializer:
+    """The bias whose softplus is log-uniform from 0.001 to 0.1: Mamba's for delta."""
 
     def draw(key, length, _):
-        step = jnp.maximum(jnp.exp(_uniform(key, length, math.log(shortest), math.log(longest))), 1e-4)
+        step = jnp.exp(_uniform(key, length, math.log(SHORTEST_STEP), math.log(LONGEST_STEP)))
         return step + jnp.log(-jnp.expm1(-step))
 
     return _initializer(draw)

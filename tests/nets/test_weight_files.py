@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from golden_data import GOLDEN
 
 from jaxmamba3d.nets import read_weights
 
@@ -29,6 +30,30 @@ def test_arrays_that_changed_on_the_way_are_said(tmp_path):
     path.write_bytes(path.read_bytes().replace(weight.tobytes(), weight[::-1].tobytes()))
     with pytest.raises(ValueError, match=r"w\.npz must be a whole \.npz file, got: Bad CRC"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.npz"])
+def test_a_byte_that_changed_anywhere_is_harmless_or_said(tmp_path, name):
+    path = tmp_path / name
+    if name == "w.npz":
+        np.savez_compressed(path, weight=np.arange(9.0), bias=np.ones(3, np.float32))
+        content = path.read_bytes()
+    else:
+        content = (GOLDEN / "torch_checkpoint.pth").read_bytes()
+        path.write_bytes(content)
+    expected, messages = read_weights(path), []
+    for place in np.random.default_rng(0).choice(len(content), 300, replace=False):
+        changed = bytearray(content)
+        changed[place] ^= 0x55
+        path.write_bytes(changed)
+        try:
+            found = read_weights(path)
+        except ValueError as error:
+            messages.append(str(error))
+        else:
+            assert all(np.array_equal(expected.get(key), value) for key, value in found.items())
+    assert len(messages) > 50
+    assert all(str(path) in message for message in messages)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.npz", "w.safetensors"])
