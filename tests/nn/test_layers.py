@@ -93,6 +93,25 @@ def test_equals_the_official_layer(name, backend):
         assert difference <= 1e-5 * np.abs(value).max() + noise * largest, f"gradient of {key}: {difference}"
 
 
+@pytest.mark.parametrize(
+    ("make", "channels", "side"),
+    [
+        (functools.partial(Upsample3D, 4, 6, (1, 2, 1)), 4, 5),
+        (functools.partial(Upsample3D, 4, 6, (1, 3, 1)), 4, 4),
+        (functools.partial(Upsample3D, 4, 96, (1, 2, 1)), 4, 6),
+        (functools.partial(ResidualBlock, 3, 128, (1, 3, 1), (1, 2, 1)), 3, 12),
+        (functools.partial(ResidualBlock, 100, 6, (1, 3, 1), (1, 3, 1)), 100, 9),
+        (functools.partial(ResidualBlock, 5, 40, (1, 3, 1), (1, 1, 1)), 5, 6),
+    ],
+)
+def test_the_form_for_tpus_is_of_any_size(make, channels, side):
+    layer = make(rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, side, 2, channels)), jnp.float32)
+    with compile_for("tpu"):
+        found = layer(x)
+    assert_close(found, layer(x), 1e-5)
+
+
 def test_reverse_block_is_flip_block_flip():
     block = MambaBlock(8, d_state=4, rngs=nnx.Rngs(1))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 19, 8)), jnp.float32)

@@ -23,11 +23,6 @@ def test_values_and_gradients(monkeypatch, shape, reverse, cores, absent):
     tpu = pltpu.InterpretParams(
         num_cores_or_threads=cores, random_seed=0, uninitialized_memory="nan", out_of_bounds_reads="raise"
     )
+    tolerance = rounding("float32", shape[1])
     with pltpu.force_tpu_interpret_mode(tpu):
-        assert_like_reference(
-            arguments,
-            "pallas_mosaic_tpu",
-            rounding("float32", shape[1]),
-            delta_softplus=True,
-            reverse=reverse,
-        )
+        assert_like_reference(arguments, "pallas_mosaic_tpu", tolerance, delta_softplus=True, reverse=reverse)
