@@ -39,4 +39,4 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
         with file.open("rb") as opened, np.load(opened) as arrays:
             return dict(arrays)
     except ValueError as error:  # of a damaged header, which NumPy says without the file's name
-        raise EOFError(str(error)) from error
+        raise zipfile.BadZipFile(str(error)) from error
