@@ -73,8 +73,8 @@ def learning_rate_at(optim: OptimConfig, train: TrainConfig, step: Any) -> Any:
         first = optim.learning_rate / ONE_CYCLE_DIV_FACTOR
         return _one_cycle(optim, train, step, first, optim.learning_rate, first / optim.final_div_factor)
     if optim.schedule == "poly":
-        left = 1 - _position(optim, train, step) / _length(optim, train)
-        return optim.learning_rate * jnp.maximum(left, 0.0) ** POLY_EXPONENT
+        poly = optax.polynomial_schedule(optim.learning_rate, 0.0, POLY_EXPONENT, _length(optim, train))
+        return poly(_position(optim, train, step))
     period = optim.cosine_period * (1 if optim.schedule_unit == "epoch" else train.steps_per_epoch)
     return _cosine(optim.learning_rate, optim.cosine_floor, _position(optim, train, step) / period)
 
@@ -174,24 +174,19 @@ def _radam(learning_rate, momentum) -> optax.GradientTransformationExtraArgs:
 
 class _SGDState(NamedTuple):
     count: jax.Array
-    trace: Any
+    trace: optax.TraceState
 
 
 def _sgd(learning_rate, momentum) -> optax.GradientTransformationExtraArgs:
-    """torch's, with Nesterov's momentum: optax's `sgd`, but for rates that go by the number of the step."""
+    """optax's `sgd` with Nesterov's momentum, both of whose rates go by the number of the step."""
 
     def init(params):
-        return _SGDState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+        return _SGDState(jnp.zeros((), jnp.int32), optax.trace(0.0).init(params))
 
     def update(updates, state, params=None, *, step=None):
         position = state.count if step is None else step
-        rate, decay = learning_rate(position), momentum(position)
-
-        def with_momentum(g, trace):
-            return (g + decay * trace).astype(g.dtype)
-
-        trace = jax.tree.map(with_momentum, updates, state.trace)
-        steps = jax.tree.map(lambda g, t: (-rate * with_momentum(g, t)).astype(g.dtype), updates, trace)
+        traced, trace = optax.trace(momentum(position), nesterov=True).update(updates, state.trace)
+        steps = jax.tree.map(lambda g: (-learning_rate(position) * g).astype(g.dtype), traced)
         return steps, _SGDState(state.count + 1, trace)
 
     return optax.GradientTransformationExtraArgs(init, update)
