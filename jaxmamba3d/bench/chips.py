@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from jaxmamba3d.bench.floors import chip_rates
 from jaxmamba3d.checks import UnsupportedError, check_that
 
-WISH = "TPUs such as v5e:2x4, v5p:2x2x1 or v6e:2x4, or GPUs such as a100, h100:8 or h200"
+WISH = "TPUs such as v5e:2x4, v5p:2x2x1 or v6e:2x4, or GPUs such as t4, a100, h100:8 or rtx4090"
 
 LIBTPU = (
     ("TPU_SKIP_MDS_QUERY", "1"),
@@ -40,6 +40,7 @@ class Gpu(NamedTuple):
     Args:
         name: as CUDA gives it.
         capability: compute capability.
+        cores, threads: of a multiprocessor, for float32 and at once.
         shared: shared memory of a multiprocessor, bytes; a block gets 1024 less.
         l2: cache, bytes.
         memory: bytes.
@@ -49,6 +50,8 @@ class Gpu(NamedTuple):
 
     name: str
     capability: tuple[int, int]
+    cores: int
+    threads: int
     shared: int
     l2: int
     memory: int
@@ -67,22 +70,27 @@ class Gpu(NamedTuple):
                 name: "{self.name}"
                 cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
                 {versions} dnn_version: "9.10.0"
-                core_count: {rates.processors} fpus_per_core: 64 clock_rate_ghz: {rates.clock / 1e9}
+                core_count: {rates.processors} fpus_per_core: {self.cores} clock_rate_ghz: {rates.clock / 1e9}
                 shared_memory_per_core: {self.shared} shared_memory_per_block: 49152
                 shared_memory_per_block_optin: {self.shared - 1024}
                 l2_cache_size: {self.l2} device_memory_size: {self.memory}
                 memory_bandwidth: {round(rates.bytes)} device_address_bits: 64
                 registers_per_core_limit: 65536 registers_per_block_limit: 65536
-                threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+                threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: {self.threads}
                 thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
                 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
             }}"""
 
 
 GPUS = {
-    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 167_936, 41_943_040, 85_100_068_864),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 233_472, 52_428_800, 84_942_979_072),
-    "h200": Gpu("NVIDIA H200", (9, 0), 233_472, 52_428_800, 150_754_820_096),
+    "t4": Gpu("Tesla T4", (7, 5), 64, 1024, 65_536, 4_194_304, 15_835_660_288),
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 64, 2048, 167_936, 41_943_040, 85_100_068_864),
+    "rtx3090": Gpu("NVIDIA GeForce RTX 3090", (8, 6), 128, 1536, 102_400, 6_291_456, 25_447_170_048),
+    "l4": Gpu("NVIDIA L4", (8, 9), 128, 1536, 102_400, 50_331_648, 23_612_293_120),
+    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 1536, 102_400, 75_497_472, 25_393_692_672),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 128, 2048, 233_472, 52_428_800, 84_942_979_072),
+    "h200": Gpu("NVIDIA H200", (9, 0), 128, 2048, 233_472, 52_428_800, 150_754_820_096),
+    "b200": Gpu("NVIDIA B200", (10, 0), 128, 2048, 233_472, 132_644_864, 191_514_411_008),
 }
 
 

@@ -21,18 +21,22 @@ class ChipRates(NamedTuple):
 
 # NVIDIA's data sheets.
 CHIPS = {
+    "B200": ChipRates(148, 1.965e9, 7.7e12),
     "H200": ChipRates(132, 1.98e9, 4.8e12),
     "H100 80GB HBM3": ChipRates(132, 1.98e9, 3.35e12),
     "H100 PCIe": ChipRates(114, 1.755e9, 2.0e12),
     "A100-SXM4-80GB": ChipRates(108, 1.41e9, 2.04e12),
     "A100-SXM4-40GB": ChipRates(108, 1.41e9, 1.56e12),
     "L4": ChipRates(58, 2.04e9, 3.0e11),
+    "RTX 4090": ChipRates(128, 2.52e9, 1.008e12),
+    "RTX 3090": ChipRates(82, 1.695e9, 9.36e11),
+    "Tesla T4": ChipRates(40, 1.59e9, 3.2e11),
 }
 
 
 def chip_rates(device_kind: str) -> ChipRates | None:
     """The rates of a device, by the name that JAX gives it; None: not in the table."""
-    named = (rates for name, rates in CHIPS.items() if re.search(rf"\b{name}\b", device_kind))
+    named = (rates for name, rates in CHIPS.items() if re.search(rf"\b{name}$", device_kind))
     return next(named, None)
 
 

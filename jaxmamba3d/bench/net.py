@@ -79,7 +79,7 @@ def compile_elsewhere(training: Training, batch_per_chip: int, topology: str) ->
     chips = chips_elsewhere(topology)
     training = training.on_chips(len(chips.devices), batch_per_chip)
     mesh = mesh_over(chips.devices, training.train.shard_parameters)
-    with compile_for(chips.platform):
+    with compile_for(chips.platform, chips.devices):
         return _measure(training, mesh, topology, steps=0, limit=chips.memory)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -17,6 +17,7 @@ LANES, SUBLANES = 128, 8
 """Of a register of TPUs."""
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_backend", default=None)
+_chips: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar("chips", default=None)
 
 
 def target_backend() -> str:
@@ -33,29 +34,34 @@ def batch_axes() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def compile_for(backend: str) -> Iterator[None]:
+def compile_for(backend: str, chips: Sequence[jax.Device] | None = None) -> Iterator[None]:
     """Makes every choice by backend as on `backend`, for programs compiled ahead of time for other chips.
 
     A function that `jax.jit` has traced keeps the choices of its first call.
+
+    Args:
+        backend: cpu, gpu or tpu.
+        chips: whose age is asked for; None: those here, if any are of that backend.
 
     Raises:
         ValueError: backend is none of cpu, gpu and tpu.
     """
     check_choice("backend", backend, ("cpu", "gpu", "tpu"))
-    token = _target.set(backend)
+    tokens = _target.set(backend), _chips.set(chips)
     try:
         yield
     finally:
-        _target.reset(token)
+        for variable, token in zip((_target, _chips), tokens, strict=True):
+            variable.reset(token)
 
 
 def is_old_tpu() -> bool:
-    """Whether a TPU here is of version 2 to 4, of which a core has a fraction of the later ones' VMEM."""
-    return any(re.match(r"TPU v[234]\b", device.device_kind) for device in jax.devices())
+    """Whether a TPU is of version 2 to 4, of which a core has a fraction of the later ones' VMEM."""
+    return any(re.match(r"TPU v[234]\b", chip.device_kind) for chip in _target_chips())
 
 
 def older_gpu_than(capability: float) -> str | None:
-    """The lowest compute capability of the GPUs here if it is below the one given, else None.
+    """The lowest compute capability of the GPUs if it is below the one given, else None.
 
     AMD's are names, such as gfx942, and below all.
     """
@@ -63,5 +69,11 @@ def older_gpu_than(capability: float) -> str | None:
     def number(found: str) -> float:
         return float(found) if found.replace(".", "").isdigit() else 0.0
 
-    found = [device.compute_capability for device in jax.devices() if device.platform == "gpu"]
+    found = [chip.compute_capability for chip in _target_chips() if chip.platform == "gpu"]
     return min((c for c in found if number(c) < capability), key=number, default=None)
+
+
+def _target_chips() -> Sequence[jax.Device]:
+    """Those that `compile_for` names, else those here."""
+    chips = _chips.get()
+    return jax.devices() if chips is None else chips

@@ -171,7 +171,11 @@ GPUS = "training('multisegmamba', 8, shard_parameters=2), training('resunet', 76
 @pytest.mark.aot
 @pytest.mark.parametrize(
     ("topology", "compiler", "program", "batch", "memory_gib"),
-    [("v5e:2x2", "libtpu", TPUS, 8, 15.75), ("h100:2", "jax_cuda12_plugin", GPUS, 2, 59)],
+    [
+        ("v5e:2x2", "libtpu", TPUS, 8, 15.75),
+        ("h100:2", "jax_cuda12_plugin", GPUS, 2, 59),
+        ("t4:2", "jax_cuda12_plugin", GPUS, 2, 11),  # without Triton
+    ],
 )
 def test_steps_are_compiled_for_chips_elsewhere(topology, compiler, program, batch, memory_gib, tmp_path):
     if importlib.util.find_spec(compiler) is None:

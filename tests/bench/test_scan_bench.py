@@ -34,6 +34,8 @@ def test_the_floor_is_the_slower_of_exponentials_and_bytes():
     assert chip_rates("cpu") is None
     assert chip_rates("NVIDIA L4").processors == 58
     assert chip_rates("NVIDIA L40S") is None
+    assert chip_rates("NVIDIA GeForce RTX 3090 Ti") is None
+    assert chip_rates("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
     assert chip_rates("NVIDIA GH200 480GB") is None
 
 

@@ -52,6 +52,10 @@ def test_the_oldest_gpu_decides(monkeypatch, capabilities, expected):
     gpus = [SimpleNamespace(platform="gpu", compute_capability=c) for c in capabilities]
     monkeypatch.setattr(jax, "devices", lambda: [*gpus, SimpleNamespace(platform="cpu")])
     assert older_gpu_than(9.0) == expected
+    monkeypatch.undo()
+    with compile_for("gpu", gpus):
+        assert older_gpu_than(9.0) == expected
+    assert older_gpu_than(9.0) is None
 
 
 @pytest.mark.parametrize(
