@@ -115,6 +115,27 @@ def predict(
     )
 
 
+def ensemble(
+    predictions: Positional[tuple[Path, ...]],
+    /,
+    output: Path,
+    probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    processes: int = 1,
+) -> None:
+    """Segment cases by the mean of the probabilities that several models predicted for them.
+
+    Args:
+        predictions: two or more folders that `predict --probabilities`, or nnU-Net with --save_probabilities,
+            wrote for the same images.
+        output: folder of the segmentations CASE.nii.gz; empty, or to be made.
+        probabilities: also write CASE.npz with the means.
+        processes: worker processes, each of which holds the probabilities of a case by two models.
+    """
+    from jaxmamba3d.data import ensemble_folders
+
+    ensemble_folders(predictions, output, probabilities=probabilities, processes=processes)
+
+
 def evaluate(
     predictions: Positional[Path],
     labels: Positional[Path],
@@ -285,6 +306,7 @@ COMMANDS = {
     "preprocess": preprocess,
     "train": train,
     "predict": predict,
+    "ensemble": ensemble,
     "evaluate": evaluate,
     "compare": compare,
     "report": report,

@@ -8,6 +8,8 @@ import math
 import os
 import secrets
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ LOCK = ".lock"
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a limit of file sizes."""
+
+ARCHIVE_DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
+"""What is raised of a zip archive that is not whole."""
 
 FileIdentities = list[list[Any]]
 """JSON-able: path, size and time of each file, the latter two None where it cannot be found."""

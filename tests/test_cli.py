@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -101,6 +102,12 @@ def test_the_whole_way_step_by_step(command, tmp_path):
         assert probabilities.shape == (3, *labels.shape[::-1])
         np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
         np.testing.assert_array_equal(probabilities.argmax(0), labels.T)
+    shutil.copytree("predictions", "same")
+    assert command("ensemble", "predictions", "same", "--output", "both", "--probabilities")[0] in (None, 0)
+    for path in predictions:
+        np.testing.assert_array_equal(nibabel.load(f"both/{path.name}").dataobj, nibabel.load(path).dataobj)
+    message, out = command("ensemble", "predictions", "--output", "both")
+    assert message == "error: predictions must be two or more different folders, got predictions"
 
 
 def test_models_are_compared(command, tmp_path):

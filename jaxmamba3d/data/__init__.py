@@ -14,6 +14,7 @@ from jaxmamba3d.data.dataset import (
     read_description,
     read_labels,
 )
+from jaxmamba3d.data.ensemble import ensemble_folders
 from jaxmamba3d.data.export import export_segmentation
 from jaxmamba3d.data.fingerprint import Fingerprint, compute_fingerprint, load_fingerprint, save_fingerprint
 from jaxmamba3d.data.inspection import check_dataset, check_images
@@ -43,6 +44,7 @@ __all__ = [
     "check_images",
     "compute_fingerprint",
     "description_from_json",
+    "ensemble_folders",
     "export_segmentation",
     "find_images",
     "is_dataset",

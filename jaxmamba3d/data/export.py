@@ -78,7 +78,8 @@ class SegmentationExport:
         self._backward = tuple(plans.transpose_backward)
         self._inside = tuple(slice(low, high) for low, high in properties["bbox_used_for_cropping"])
         self._resampler = PlaneResampler(self.shape, cropped, separate_axis(new_spacing, spacing))
-        self._region_values = labels.regions_class_order if labels and labels.has_regions else None
+        self._labels = labels
+        self._has_regions = labels is not None and labels.has_regions
         self._segmentation = np.zeros(properties["shape_before_cropping"], np.uint8)
         self._return_probabilities = return_probabilities
         self._probabilities: np.ndarray | None = None
@@ -87,11 +88,11 @@ class SegmentationExport:
     def add(self, plane: np.ndarray) -> None:
         """Takes the next plane of logits [Y, Z, K] of a volume of `shape`."""
         for logits in self._resampler.add(plane):
-            if self._return_probabilities or self._region_values is not None:
+            if self._return_probabilities or self._has_regions:
                 logits = self._to_probabilities(logits)
             if self._return_probabilities:
                 self._kept(logits.shape[-1])[self._row, *self._inside[1:]] = logits
-            self._segmentation[self._row, *self._inside[1:]] = self._to_labels(logits)
+            self._segmentation[self._row, *self._inside[1:]] = best_labels(logits, self._labels)
             self._row += 1
 
     def result(self) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -104,20 +105,30 @@ class SegmentationExport:
 
     def _to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         logits = logits.astype(np.float32)
-        return softmax(logits, axis=-1) if self._region_values is None else expit(logits)
-
-    def _to_labels(self, scores: np.ndarray) -> np.ndarray:
-        if self._region_values is None:
-            return scores.argmax(axis=-1)
-        labels = np.zeros(scores.shape[:-1], np.uint8)
-        for region, value in enumerate(self._region_values):
-            labels[scores[..., region] > 0.5] = value
-        return labels
+        return expit(logits) if self._has_regions else softmax(logits, axis=-1)
 
     def _kept(self, channels: int) -> np.ndarray:
         """The probabilities of the whole image, made with its first plane."""
         if self._probabilities is None:
             self._probabilities = np.zeros((*self._segmentation.shape, channels), np.float32)
-            if self._region_values is None:
+            if not self._has_regions:
                 self._probabilities[..., 0] = 1
         return self._probabilities
+
+
+def best_labels(scores: np.ndarray, labels: Labels | None) -> np.ndarray:
+    """The values of a segmentation: of the best class, or of the regions whose probability is above 0.5.
+
+    Args:
+        scores: [..., K], logits or probabilities of classes, or probabilities of regions.
+        labels: of the dataset; None: channel k is class k.
+
+    Returns:
+        [...], integers; of equal scores the lower class wins, of overlapping regions the last.
+    """
+    if labels is None or not labels.has_regions:
+        return scores.argmax(axis=-1)
+    painted = np.zeros(scores.shape[:-1], np.uint8)
+    for region, value in enumerate(labels.regions_class_order):
+        painted[scores[..., region] > 0.5] = value
+    return painted

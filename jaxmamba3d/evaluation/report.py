@@ -51,8 +51,8 @@ def evaluate_folders(
         labels_dir: folder of reference segmentations, or a dataset folder (see `find_pairs`).
         output_dir: folder of the results, made if it is missing.
         protocol: a `Protocol`, the name of a published one (see `PROTOCOLS`), or "default": every foreground
-            label that the dataset, or the dataset.json beside `labels_dir`, declares; without one, that the
-            labels hold.
+            label that the dataset, or the dataset.json beside `labels_dir` or among the predictions,
+            declares; without one, that the labels hold.
         cases: names of the cases to score, such as one fold's; None: all of both folders.
         threads, progress: see `map_in_threads`.
 
@@ -65,12 +65,12 @@ def evaluate_folders(
     pairs = find_pairs(predictions_dir, labels_dir, cases)
     if protocol == "default":
         check_pairs(pairs)
-        protocol = _default_protocol(labels_dir, pairs, progress)
+        protocol = _default_protocol(_source_of_labels(labels_dir, predictions_dir), pairs, progress)
     else:
         if isinstance(protocol, str):
             check_choice("protocol", protocol, ("default", *sorted(PROTOCOLS)))
             protocol = get_protocol(protocol)
-        _warn_of_undeclared_values(protocol, labels_dir)
+        _warn_of_undeclared_values(protocol, _source_of_labels(labels_dir, predictions_dir))
     evaluation = evaluate_pairs(pairs, output_dir, protocol=protocol, threads=threads, progress=progress)
     _warn_of_absent_structures(evaluation)
     return evaluation
@@ -132,23 +132,26 @@ def evaluate_together(folders: Sequence[str | Path], output_dir: str | Path) -> 
     return evaluation
 
 
-def _default_protocol(labels_dir: Path, pairs: list[Pair], progress: bool) -> Protocol:
-    source = _source_of_labels(labels_dir)
+def _default_protocol(source: Path, pairs: list[Pair], progress: bool) -> Protocol:
     declared = _declared_labels(source)
     if declared is not None:
         return dataset_protocol(declared)
     bar = tqdm(pairs, desc="labels", unit="case", disable=not progress)
     found = sorted({label for pair in bar for label in read_segmentation(pair.reference).boxes})
     if not found:
-        raise ValueError(f"{labels_dir}: no foreground in any label, and no {source}; name a protocol")
+        folder = pairs[0].reference.parent
+        raise ValueError(f"{folder}: no foreground in any label, and no {source}; name a protocol")
     return Protocol("default", {f"label {label}": (label,) for label in found})
 
 
-def _source_of_labels(labels_dir: Path) -> Path:
-    """The dataset.json of the dataset or beside the folder, or the folder of a dataset without one."""
+def _source_of_labels(labels_dir: Path, predictions_dir: str | Path) -> Path:
+    """The dataset.json of the dataset, beside the folder or among the predictions; or the folder of a dataset
+    without one."""
     whole = is_dataset(labels_dir)
     description = (labels_dir if whole else labels_dir.resolve().parent) / DESCRIPTION
-    return labels_dir if whole and not description.is_file() else description
+    if description.is_file():
+        return description
+    return labels_dir if whole else Path(predictions_dir) / DESCRIPTION
 
 
 def _declared_labels(source: Path) -> Labels | None:
@@ -158,8 +161,8 @@ def _declared_labels(source: Path) -> Labels | None:
     return read_labels(source) if source.is_file() else None
 
 
-def _warn_of_undeclared_values(protocol: Protocol, labels_dir: Path) -> None:
-    source, declared = _source_of_labels(labels_dir), None
+def _warn_of_undeclared_values(protocol: Protocol, source: Path) -> None:
+    declared = None
     with contextlib.suppress(ValueError, OSError):  # it is needed for this warning alone
         declared = _declared_labels(source)
     if declared is None:

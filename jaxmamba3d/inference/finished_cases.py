@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmamba3d.checks import check_that
 from jaxmamba3d.data import Case
+from jaxmamba3d.data.dataset import DESCRIPTION
 from jaxmamba3d.files import FileIdentities, identify, write_json
 from jaxmamba3d.wording import counted, first_few
 
@@ -113,7 +114,8 @@ def check_only_own(folder: Path, cases: Sequence[Case], endings: Sequence[str]) 
     if len(records) < len(list(folder.glob(f"{RECORD}*.json"))):
         return
     claimed = _claimed_in(records.values())
-    names = (f"{case.name}{ending}" for case in cases if case.name not in claimed for ending in endings)
+    names = [f"{case.name}{ending}" for case in cases if case.name not in claimed for ending in endings]
+    names += [] if claimed else [DESCRIPTION]
     foreign = [name for name in names if (folder / name).exists()]
     wanted = "a folder without other files that would be overwritten (remove them, or choose another)"
     check_that(not foreign, "output", wanted, f"{', '.join(foreign[:3])} in {folder}")

@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from jaxmamba3d.data import Case, Plans, PreprocessedCase, preprocess_case, write_segmentation
 from jaxmamba3d.data.cases import ENDINGS
+from jaxmamba3d.data.dataset import DESCRIPTION
 from jaxmamba3d.data.export import SegmentationExport
 from jaxmamba3d.data.nifti import Geometry
-from jaxmamba3d.files import replacing
+from jaxmamba3d.data.probabilities import PROBABILITIES, write_probabilities
+from jaxmamba3d.files import write_json
 from jaxmamba3d.inference.background import Backlog, ahead
 from jaxmamba3d.inference.finished_cases import FinishedCases, check_only_own, digest_of, warn_of_others
 from jaxmamba3d.inference.sliding_window import WindowPredictor, make_window_predictor, predict_planes
@@ -25,7 +27,7 @@ from jaxmamba3d.labels import Labels
 
 logger = logging.getLogger(__name__)
 
-SEGMENTATION, PROBABILITIES = ENDINGS[0], ".npz"
+SEGMENTATION = ENDINGS[0]
 EXPORT_BACKLOG = 8
 """Planes that may wait for their export."""
 
@@ -75,7 +77,8 @@ def predict_cases(
     probabilities: bool = False,
     postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> None:
-    """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry.
+    """Segments cases and writes each as OUTPUT/NAME.nii.gz in its image's geometry, and dataset.json with
+    what their labels mean.
 
     While the device predicts a case, the next one is read and the planes that are finished are exported, so
     that little more than a window's depth of logits is in memory. Several processes share out the cases.
@@ -117,6 +120,8 @@ def predict_cases(
     digest = digest_of(folds, made_with)
     finished = FinishedCases(output, digest, endings, writer=process, writers=jax.process_count())
     finished.begin(cases)
+    if process == 0:
+        write_json(output / DESCRIPTION, labels.to_json())
     cases = cases[process :: jax.process_count()]
     remaining = finished.remaining(cases)
     if len(remaining) < len(cases):
@@ -132,8 +137,7 @@ def predict_cases(
         result = export.result()
         segmentation, shares = result if probabilities else (result, None)
         if probabilities:
-            with replacing(output / f"{case.name}{PROBABILITIES}") as unfinished:
-                np.savez_compressed(unfinished, probabilities=np.moveaxis(shares, -1, 0))
+            write_probabilities(output / f"{case.name}{PROBABILITIES}", np.moveaxis(shares, -1, 0))
         if postprocess is not None:
             segmentation = postprocess(segmentation)
         write_segmentation(output / f"{case.name}{SEGMENTATION}", segmentation, geometry)

@@ -3,13 +3,14 @@
 import io
 import pickle
 import zipfile
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from jaxmamba3d.files import ARCHIVE_DAMAGES
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -23,9 +24,6 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-
-ARCHIVE_DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
-"""What is raised of a zip archive that is not whole."""
 
 INDEX_DAMAGES = (
     ValueError,

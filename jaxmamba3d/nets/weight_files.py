@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxmamba3d.checks import check_choice, check_that
-from jaxmamba3d.nets.torch_checkpoint import ARCHIVE_DAMAGES, read_torch_checkpoint
+from jaxmamba3d.files import ARCHIVE_DAMAGES
+from jaxmamba3d.nets.torch_checkpoint import read_torch_checkpoint
 
 
 def read_weights(file: str | Path) -> dict[str, np.ndarray]:

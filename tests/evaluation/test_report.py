@@ -186,6 +186,10 @@ def test_the_labels_of_a_dataset(tmp_path):
 def test_default_protocol(folders):
     evaluation = evaluate(folders, protocol="default")
     assert evaluation.protocol.classes == {"label 1": (1,), "label 2": (2,)}
+    predicted = {"labels": {"background": 0, "inside": 1, "edge": 2}}
+    (folders / "predictions" / "dataset.json").write_text(json.dumps(predicted))
+    evaluation = evaluate(folders, protocol="default")
+    assert evaluation.protocol.classes == {"inside": (1,), "edge": (2,)}
     (folders / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "core": 1, "rim": 2}}))
     evaluation = evaluate(folders, protocol="default")
     assert evaluation.protocol.classes == {"core": (1,), "rim": (2,)}

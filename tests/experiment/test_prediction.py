@@ -235,7 +235,11 @@ def test_files_that_are_no_predictions_are_not_overwritten(finished, tmp_path, m
         predict()
     assert [path.name for path in out.iterdir()] == ["b.nii.gz"]
     assert truth.read_bytes() == before
-    truth.unlink()
+    (description := truth.replace(out / "dataset.json")).write_text("{}")
+    with pytest.raises(ValueError, match=r"without other files that .*, got dataset\.json in .*out"):
+        predict()
+    assert description.read_text() == "{}"
+    description.unlink()
 
     def killed(self, case):
         raise KeyboardInterrupt
@@ -246,7 +250,12 @@ def test_files_that_are_no_predictions_are_not_overwritten(finished, tmp_path, m
             predict()
     assert (out / "a.nii.gz").is_file()
     predict()
-    assert {path.name for path in out.iterdir()} == {"a.nii.gz", "b.nii.gz", "finished_cases.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "a.nii.gz",
+        "b.nii.gz",
+        "dataset.json",
+        "finished_cases.json",
+    }
     (out / "finished_cases.json").write_text("{")  # what is there may be its own
     predict()
 
