@@ -89,7 +89,7 @@ class MultiOrderMambaBlock(nnx.Module):
         if in_one_call:
             mixed = self._together(sequences)
         else:
-            mixed = [block(tokens) for block, tokens in zip(self.blocks, sequences, strict=True)]
+            mixed = [block(_apart(tokens)) for block, tokens in zip(self.blocks, sequences, strict=True)]
         volumes = [to_volume(y, x.shape[1:4], order) for y, order in zip(mixed, self.orders, strict=True)]
         return sum(volumes) / len(self.orders)
 
@@ -98,5 +98,14 @@ class MultiOrderMambaBlock(nnx.Module):
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(nnx.state, self.blocks))
         # The orders lie inside the batch, so that a sharded batch stays where it is.
         run = jax.vmap(lambda state, tokens: nnx.merge(graph, state)(tokens), in_axes=(0, 1), out_axes=1)
-        mixed = run(stacked, jnp.stack(sequences, axis=1))
+        mixed = run(stacked, _apart(jnp.stack(sequences, axis=1)))
         return [mixed[:, i] for i in range(len(sequences))]
+
+
+def _apart(tokens: jax.Array) -> jax.Array:
+    """The same, written to memory in its order.
+
+    Else XLA fuses the change of order into all that is computed of the tokens, so that each reads across
+    memory, and takes minutes to find out what that costs.
+    """
+    return jax.lax.optimization_barrier(tokens)

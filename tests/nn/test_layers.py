@@ -371,6 +371,14 @@ def test_orders_go_in_one_call_where_one_leaves_a_gpu_idle():
     assert scans(40) == scans(8, "tpu") == 8
 
 
+@pytest.mark.parametrize(("in_one_call", "arrays"), [(False, 4), (True, 1)])
+def test_changes_of_order_are_not_fused_into_blocks(in_one_call, arrays):
+    """Else a GPU's compiler takes minutes for the gradient of each layer, not seconds."""
+    block = MultiOrderMambaBlock(4, d_state=2, in_one_call=in_one_call, rngs=nnx.Rngs(0))
+    jaxpr = str(jax.make_jaxpr(block)(jnp.ones((1, 2, 3, 4, 4))))
+    assert jaxpr.count("optimization_barrier") == arrays
+
+
 def test_mamba_parameters_start_as_in_mamba_ssm():
     layer = Mamba(64, d_state=16, rngs=nnx.Rngs(0))
     step = jax.nn.softplus(layer.dt_bias[...])
