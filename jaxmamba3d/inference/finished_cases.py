@@ -110,13 +110,15 @@ def check_only_own(folder: Path, cases: Sequence[Case], endings: Sequence[str]) 
 
     Where a record cannot be read, any may have been.
     """
-    records = _read_records(folder)
+    outputs = {f"{case.name}{ending}": case.name for case in cases for ending in endings}
+    there = [name for name in outputs if (folder / name).exists()]
+    is_described = (folder / DESCRIPTION).exists()
+    records = _read_records(folder)  # last, for processes beside this one claim before they write
     if len(records) < len(list(folder.glob(f"{RECORD}*.json"))):
         return
     claimed = _claimed_in(records.values())
-    names = [f"{case.name}{ending}" for case in cases if case.name not in claimed for ending in endings]
-    names += [] if claimed else [DESCRIPTION]
-    foreign = [name for name in names if (folder / name).exists()]
+    foreign = [name for name in there if outputs[name] not in claimed]
+    foreign += [DESCRIPTION] if is_described and not claimed else []
     wanted = "a folder without other files that would be overwritten (remove them, or choose another)"
     check_that(not foreign, "output", wanted, f"{', '.join(foreign[:3])} in {folder}")
 
