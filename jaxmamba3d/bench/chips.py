@@ -26,6 +26,10 @@ LIBTPU = (
 CUDA = (("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1"),)
 """Lets JAX's plugin for CUDA do without a driver."""
 
+CUBLAS_ALONE = "--xla_gpu_enable_triton_gemm=false"
+"""A flag of XLA's: which products Triton computes better is found out on a GPU; without one XLA may choose
+tiles that its compiler refuses."""
+
 MEMORY_SHARE = 0.75
 """Of a GPU's memory JAX takes so much, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
 
@@ -127,6 +131,8 @@ def use_compiler_for(wanted: str) -> None:
         raise UnsupportedError(f"compiling for {kind} needs their compiler: pip install {install}")
     for name, value in CUDA if for_gpus else LIBTPU:
         os.environ.setdefault(name, value)
+    if for_gpus:
+        os.environ["XLA_FLAGS"] = f"{CUBLAS_ALONE} {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_platforms", "cpu")
 
 

@@ -149,6 +149,14 @@ def test_chips_that_nobody_can_compile_for(monkeypatch):
             chips.use_compiler_for(name)
 
 
+@pytest.mark.parametrize(("chip", "flags"), [("a100", f"{chips.CUBLAS_ALONE} --mine"), ("v5e:2x2", "--mine")])
+def test_products_are_not_tuned_without_a_gpu(monkeypatch, chip, flags):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(os, "environ", {"XLA_FLAGS": "--mine"})
+    chips.use_compiler_for(chip)
+    assert os.environ["XLA_FLAGS"] == flags
+
+
 def compiled_elsewhere(topology, program, folder):
     """The rows of a program, run in a process of its own, because compilers are set up by the environment."""
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}

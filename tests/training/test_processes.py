@@ -98,7 +98,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert files_of(together / "run") - files_of(alone / "run") == {noted, none}
     assert files_of(together / "run") > files_of(alone / "run")
     shares = [
-        load_json(path, "a record")["cases"] for path in (together / "run" / noted.parent).glob("*.json")
+        load_json(path, "a record")["cases"]
+        for path in (together / "run" / noted.parent).glob("finished_cases*.json")
     ]
     assert sorted(map(len, shares)) == [1, 2]
     assert Path("scores/summary.json") in files_of(together / "run")
