@@ -30,9 +30,8 @@ CUBLAS_ALONE = "--xla_gpu_enable_triton_gemm=false"
 """A flag of XLA's: which products Triton computes better is found out on a GPU; without one XLA may choose
 tiles that its compiler refuses."""
 
-MEMORY_SHARE = 0.75
-"""Of a GPU's memory JAX takes so much, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
-
+MEMORY_SHARE, USUAL_MEMORY_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
+"""The variable that says how much of a GPU's memory JAX takes, and what it takes by itself."""
 
 VERSIONED = ("driver", "runtime", "compile_time_toolkit")
 """What of CUDA the compiler asks the version of."""
@@ -59,6 +58,18 @@ class Gpu(NamedTuple):
     shared: int
     l2: int
     memory: int
+
+    @property
+    def memory_for_jax(self) -> int:
+        """Bytes that JAX takes.
+
+        Raises:
+            ValueError: `MEMORY_SHARE` is set to no share.
+        """
+        found = os.environ.get(MEMORY_SHARE) or str(USUAL_MEMORY_SHARE)
+        is_share = re.fullmatch(r"0?\.\d*[1-9]\d*|1(\.0*)?", found)
+        check_that(bool(is_share), MEMORY_SHARE, "a number above 0 and at most 1", repr(found))
+        return int(float(found) * self.memory)
 
     def target_config(self) -> str:
         """XLA's `GpuTargetConfigProto` as text."""
@@ -156,7 +167,7 @@ def chips_elsewhere(wanted: str) -> Chips:
         )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"aot must be {WISH}, got {wanted!r} ({str(error).splitlines()[0]})") from error
-    return Chips("gpu", found.devices, int(MEMORY_SHARE * gpu.memory))
+    return Chips("gpu", found.devices, gpu.memory_for_jax)
 
 
 def _gpus(wanted: str) -> tuple[Gpu, int] | None:

@@ -135,6 +135,21 @@ def test_a_gpu_is_described_by_its_rates_too(name):
     assert f"memory_bandwidth: {rates.bytes:.0f} " in text
 
 
+@pytest.mark.parametrize(("share", "taken"), [("", 0.75), ("0.95", 0.95), (".5", 0.5), ("1.0", 1.0)])
+def test_jax_takes_the_share_of_a_gpu_that_it_is_told_to(monkeypatch, share, taken):
+    monkeypatch.setenv(chips.MEMORY_SHARE, share)
+    gpu = chips.GPUS["t4"]
+    assert gpu.memory_for_jax == int(taken * gpu.memory)
+
+
+@pytest.mark.parametrize("share", ["0", "0.0", "1.5", "95%"])
+def test_what_is_no_share_of_a_gpu_is_refused(monkeypatch, share):
+    monkeypatch.setenv(chips.MEMORY_SHARE, share)
+    message = f"XLA_PYTHON_CLIENT_MEM_FRACTION must be a number above 0 and at most 1, got '{share}'"
+    with pytest.raises(ValueError, match=message):
+        _ = chips.GPUS["t4"].memory_for_jax
+
+
 def test_chips_that_nobody_can_compile_for(monkeypatch):
     for name in ("h300", "h100:0", "v5e"):
         with pytest.raises(ValueError, match=rf"^aot must be TPUs such as .*, got '{name}'$"):
