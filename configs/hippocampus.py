@@ -6,8 +6,8 @@ Fold 0 of 200 cases, 2 CPU cores, from the command to the scores of the 40 valid
 
 | net | minutes | Dice anterior | Dice posterior | mean Dice | mean HD95 (mm) |
 |---|---:|---:|---:|---:|---:|
-| segmamba | 15 | 0.872 | 0.862 | 0.867 | 1.49 |
-| resunet (--net.name resunet) | 7 | 0.873 | 0.864 | 0.868 | 1.62 |
+| segmamba | 10 | 0.871 | 0.861 | 0.866 | 1.49 |
+| resunet (--net.name resunet) | 6 | 0.873 | 0.864 | 0.868 | 1.63 |
 """
 
 from jaxmamba3d.config import DataConfig, ExperimentConfig, NetOptions, OptimConfig, TrainConfig
