@@ -182,7 +182,8 @@ class Step:
     def token(self, j: int) -> Token:
         """None for what the kernel does not read."""
         B, C = (None if ref is None else read_column(ref.at[j]) for ref in (self.refs.B, self.refs.C))
-        return Token(self.row(self.refs.u, j), self.size(j), B, C)
+        u, size = self.row(self.refs.u, j), self.size(j)
+        return Token(None if u is None else size * u, size, B, C)
 
 
 def walk(

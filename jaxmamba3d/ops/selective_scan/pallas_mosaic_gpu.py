@@ -105,7 +105,8 @@ def _output_kernel(call: MosaicGpuCall, refs: KernelInputs, h_in_ref, y_ref, y_r
         for j in call.order():
             token = step.token(j)
             h = advance(h, token, decay(token.delta), call.form)
-            y = skip_and_gate(readout(h, token, call.form), token.u, D, step.row(step.refs.z, j))
+            u, z = (step.row(x, j) for x in (step.refs.u, step.refs.z))
+            y = skip_and_gate(readout(h, token, call.form), u, D, z)
             y_rows[j] = y.astype(y_rows.dtype)
         return h, [(y_rows, y_ref.at[at.sequence, step.tokens, at.channels])]
 
@@ -166,16 +167,15 @@ def _gradient_kernel(
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         for i in reversed(range(len(order))):
             j, token = order[i], tokens[i]
-            y, z, g_out = (
-                readout(states[i + 1], token, form),
-                *(step.row(x, j) for x in (step.refs.z, step.refs.g_out)),
-            )
-            g_y, g_u, g_D, g_z = skip_and_gate_adjoint(y, token.u, D, z, g_out)
+            u, z, g_out = (step.row(x, j) for x in (step.refs.u, step.refs.z, step.refs.g_out))
+            y = readout(states[i + 1], token, form)
+            g_y, g_u, g_D, g_z = skip_and_gate_adjoint(y, u, D, z, g_out)
             here = decay(token.delta), states[i], states[i + 1], g_y
             g, g_A, g_token = retreat(g, token, A, *here, g_A, form)
-            g_delta = step.slope(j, g_token.delta)
+            g_delta = step.slope(j, g_token.delta + g_token.drive * u)
             g_bias = None if delta_bias is None else g_delta
-            g_u = g_token.u if g_u is None else g_token.u + g_u
+            g_scanned = g_token.drive * token.delta
+            g_u = g_scanned if g_u is None else g_scanned + g_u
             found = ScanArguments(g_u, g_delta, None, g_token.B, g_token.C, None, g_z, None, None)
             for rows, value in zip(scratch.out, found, strict=True):
                 if rows is not None:

@@ -133,7 +133,7 @@ def _gradient_kernel(
     u, delta = scratch.fill(call, refs, True)
     D, delta_bias = read_tile(call, refs.D, tile), read_tile(call, refs.delta_bias, tile)
     z, g_out = read_rows(call, refs.z, True), read_rows(call, refs.g_out, True)
-    for ref in (own.y, own.g_token.u, own.g_token.delta):
+    for ref in (own.y, own.g_token.drive, own.g_token.delta):
         ref[...] = jnp.zeros_like(ref)
     own.g_y[...] = gate_gradient(g_out, z)
 
@@ -159,15 +159,15 @@ def _gradient_kernel(
             for register in registers_of(call, count, backward=True):
                 rows, start = rows_of(first, register), min(register)
                 states, B, C = own.states[rows], own.B[rows], own.C[rows]
-                g_u, g_delta, g_B, g_C = ({} for _ in range(4))
+                g_drive, g_delta, g_B, g_C = ({} for _ in range(4))
                 for i in register:
                     row, j = pl.ds(first + i, 1), i - start
-                    token = Token(scratch.u[row, :], scratch.delta[row, :], B[j], C[j])
+                    token = Token(scratch.drive[row, :], scratch.delta[row, :], B[j], C[j])
                     h, lasting, g_y = states[j], decay(token.delta), own.g_y[row, :]
                     g, g_A, g_token = retreat(g, token, A, lasting, h, after, g_y, g_A, PRODUCTS)
-                    g_u[i], g_delta[i], g_B[i], g_C[i] = g_token
+                    g_drive[i], g_delta[i], g_B[i], g_C[i] = g_token
                     after = h
-                own.g_token.u[rows, :] += row_sums(in_order(g_u))
+                own.g_token.drive[rows, :] += row_sums(in_order(g_drive))
                 own.g_token.delta[rows, :] += row_sums(in_order(g_delta))
                 own.g_token.B.put(k, first + start, in_order(g_B))
                 own.g_token.C.put(k, first + start, in_order(g_C))
@@ -181,9 +181,10 @@ def _gradient_kernel(
 
     _, gate_vjp = jax.vjp(skip_and_gate, own.y[...], u, D, z)
     _, g_u, g_D, g_z = gate_vjp(g_out)
-    _, step_vjp = jax.vjp(functools.partial(steps_of, call, True), delta, delta_bias)
-    g_delta, g_bias = step_vjp(own.g_token.delta[...])
-    for ref, value in ((out.u, own.g_token.u[...] + g_u), (out.delta, g_delta), (out.z, g_z)):
+    g_drive = own.g_token.drive[...]
+    steps, step_vjp = jax.vjp(functools.partial(steps_of, call, True), delta, delta_bias)
+    g_delta, g_bias = step_vjp(own.g_token.delta[...] + g_drive * u)
+    for ref, value in ((out.u, g_drive * steps + g_u), (out.delta, g_delta), (out.z, g_z)):
         if ref is not None:
             ref[...] = row_block(call, value).astype(ref.dtype)
     # B and C serve all tiles of a chunk, which follow one another; D and delta_bias all chunks of a tile.

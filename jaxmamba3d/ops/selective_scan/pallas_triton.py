@@ -293,7 +293,7 @@ def _backward_pass(options, arguments: ScanArguments, residuals, g_out, g_last):
     sums = None if blocks.groups == 1 else own(blocks.chunk, call.state_tile)
     kept_states = own(blocks.chunk // blocks.stride, blocks.gradient_states, blocks.gradient_tile)
     row_memory = own(blocks.chunk, blocks.gradient_tile)
-    rows = ChunkRows(*[row_memory] * 4, None if inputs.z is None else row_memory)
+    rows = ChunkRows(*[row_memory] * 5, None if inputs.z is None else row_memory)
     memory = GradientMemory(kept_states, rows, sums, sums)
     state = _state_block(call, None, width)
     blocks_out = ScanArguments(row, row, state, column, column, parameter, row, parameter, None)

@@ -51,9 +51,10 @@ CHANNELS_LAST = TileForm(
 
 
 class Token(NamedTuple):
-    """Rows u and delta, columns B and C. The gradient of a token has the same form."""
+    """Rows drive and delta, columns B and C; the drive is delta u. The gradient of a token has the same form,
+    delta's being that of the decay alone: what the drive adds to it is left to who made the drive."""
 
-    u: jax.Array
+    drive: jax.Array
     delta: jax.Array
     B: Tile
     C: Tile
@@ -66,8 +67,8 @@ def decay_of(A: Tile, form: TileForm = CHANNELS_LAST) -> Callable[[jax.Array], T
 
 
 def advance(h: Tile, token: Token, decay: Tile, form: TileForm = CHANNELS_LAST) -> Tile:
-    """The state after a token: decay h + delta u B, with decay = exp(delta A)."""
-    drive = form.from_row(token.delta * token.u)
+    """The state after a token: decay h + drive B, with decay = exp(delta A)."""
+    drive = form.from_row(token.drive)
 
     def part(h, decay, B):
         return form.multiply_add(decay, h, drive * form.from_column(B))
@@ -112,15 +113,14 @@ def retreat(
         The gradients of the state before the token, of A with this token's part, and of the token; the sums
         over channels in the token's B and C are of this tile alone.
     """
-    g_y_tile, delta_tile, drive = map(form.from_row, (g_y, token.delta, token.delta * token.u))
+    g_y_tile, delta_tile, drive = map(form.from_row, (g_y, token.delta, token.drive))
     B, C = (jax.tree.map(form.from_column, x) for x in (token.B, token.C))
     g = jax.tree.map(lambda g, C: form.multiply_add(g_y_tile, C, g), g, C)
-    g_drive = _sum_over_states(g, B, form)
     g_before = jax.tree.map(jnp.multiply, g, decay)
     g_exponent = jax.tree.map(jnp.multiply, g_before, h_before)
     g_token = Token(
-        u=g_drive * token.delta,
-        delta=g_drive * token.u + _sum_over_states(g_exponent, A, form),
+        drive=_sum_over_states(g, B, form),
+        delta=_sum_over_states(g_exponent, A, form),
         B=_sum_over_channels(g, drive, form),
         C=None if h_after is None else _sum_over_channels(h_after, g_y_tile, form),
     )

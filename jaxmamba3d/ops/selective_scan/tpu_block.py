@@ -177,10 +177,10 @@ def in_order(values: dict[int, Any]) -> list:
 
 
 class TokenScratch(NamedTuple):
-    """A chunk in VMEM: rows of u and delta [T, lanes]; of B and C, for each tile of states, what
+    """A chunk in VMEM: rows of drive and delta [T, lanes]; of B and C, for each tile of states, what
     `in_three_parts` makes of them [state tiles, T, 128], and B itself [state tiles, fold height, T]."""
 
-    u: Any
+    drive: Any
     delta: Any
     B: Any
     C: Any
@@ -197,7 +197,7 @@ class TokenScratch(NamedTuple):
 
         def token(i):
             row = pl.ds(first + i, 1)
-            return i, Token(self.u[row, :], self.delta[row, :], B[i], C[i])
+            return i, Token(self.drive[row, :], self.delta[row, :], B[i], C[i])
 
         for register in registers:
             yield register, map(token, register)
@@ -205,8 +205,8 @@ class TokenScratch(NamedTuple):
     def fill(self, call: TpuCall, refs: KernelInputs, backward: bool):
         """Reads a block; returns the rows of u and of the delta given."""
         u, delta = (read_rows(call, ref, backward) for ref in (refs.u, refs.delta))
-        self.u[...] = u
-        self.delta[...] = steps_of(call, backward, delta, read_tile(call, refs.delta_bias, pl.program_id(2)))
+        steps = steps_of(call, backward, delta, read_tile(call, refs.delta_bias, pl.program_id(2)))
+        self.delta[...], self.drive[...] = steps, steps * u
         B, C = (_read_columns(call, ref, backward) for ref in (refs.B, refs.C))
         for i in range(call.state_tiles):
             own = slice(i * call.tile_states, (i + 1) * call.tile_states)

@@ -6,8 +6,9 @@ channels alone, and sums the gradients of B and C over its tiles of channels. A 
 that memory for one chunk after another: the memory does not grow with the sequence.
 
 What a token's states give is summed where they are first at hand, y and C's gradient in the walk forward.
-Few programs fit on a processor, each at another place of the code: shorter loops suit its caches of
-instructions.
+Few programs fit on a processor, and each is at another place of the code: shorter loops suit its caches of
+instructions, and all that a stride reads is read a whole stride ahead. Nothing is computed of rows alone
+beside the states, where several threads would compute the same.
 """
 
 import functools
@@ -41,15 +42,16 @@ class ChunkRows(NamedTuple):
     """What a chunk's tokens have for the channels of a tile, [chunk, tile] float32.
 
     Args:
-        step: of the recurrence.
+        drive, step: of the recurrence, a token's drive and delta.
         g_y: gradient of the readout.
-        g_u, g_step: gradients of u, without the skip, and of the step.
+        g_drive, g_step: gradients of drive and step.
         y: the readout; None where nothing needs it.
     """
 
+    drive: Any
     step: Any
     g_y: Any
-    g_u: Any
+    g_drive: Any
     g_step: Any
     y: Any
 
@@ -171,18 +173,25 @@ def _states(tile: Tile, block: _Block, k, add_states):
     refs, out, memory = block.inputs, block.out, block.memory
     A = tile.state(refs.A)
     decay = decay_of(A, form)
-    chunk, stride = call.blocks.chunk, call.blocks.stride
+    chunk, stride, once = call.blocks.chunk, call.blocks.stride, call.once()
     first, strides, rows = k * chunk, chunk // stride, memory.rows
 
-    def read(s, sums):
-        """Of a stride's tokens: they, the gradients of their readouts, and a column's sums up to now.
+    def read(s, column_sums, row_sums):
+        """Of a stride's tokens: they, the gradients of their readouts, and sums up to now, of columns over
+        tiles and of rows over states.
 
         Columns are not spread yet, for that makes all threads wait.
         """
 
+        def row_sum(ref, i):
+            begins = ref is None or add_states is False
+            return None if begins else begun(ref.at[pl.ds(i, 1), :], None, add_states)
+
         def of_token(i):
-            u, columns = tile.row(refs.u, first + i), (tile.column(x, first + i) for x in (refs.B, refs.C))
-            return Token(u, _read(rows.step, i), *columns), _read(rows.g_y, i), tile.kept_column(sums, i)
+            drive, step, g_y = (_read(x, i) for x in (rows.drive, rows.step, rows.g_y))
+            columns = (tile.column(x, first + i) for x in (refs.B, refs.C))
+            kept = tile.kept_column(column_sums, i), [row_sum(x, i) for x in row_sums]
+            return Token(drive, step, *columns), g_y, *kept
 
         return [of_token(i) for i in call.positions(s)]
 
@@ -196,27 +205,37 @@ def _states(tile: Tile, block: _Block, k, add_states):
         else:
             tile.keep_column(sums, i, jax.tree.map(jnp.add, kept, column))
 
+    def add_rows(refs, i, found, kept):
+        for ref, row, before in zip(refs, found, kept, strict=True):
+            if ref is not None:
+                _write(ref, i, row if before is None else before + row)
+
     def forward(s, read, h):
         for place, part in zip(tile.parts, h, strict=True):
             plt.store(memory.states.at[s, pl.ds(place, tile.part), :], part)
         found = []
-        for token, g_y, kept in spread_columns(read):
+        for token, g_y, *kept in spread_columns(read):
             h = advance(h, token, decay(token.delta), form)
             y = None if rows.y is None else readout(h, token, form)
-            found.append((y, readout_gradient(h, g_y, form), kept))
+            found.append((y, readout_gradient(h, g_y, form), *kept))
         # Rows change threads before they are stored, which parts the instructions before from those after.
-        for i, (y, g_C, kept) in zip(call.positions(s), found, strict=True):
-            _add(rows.y, i, y, add_states)
-            add_column(out.C, memory.C, i, g_C, kept)
+        for i, (y, g_C, g_C_before, before) in zip(call.positions(s), found, strict=True):
+            add_rows((rows.y,), i, (y,), before)
+            add_column(out.C, memory.C, i, g_C, g_C_before)
         return h
 
-    reading_ahead(strides, lambda s: read(s, memory.C), forward, tile.state(block.h_in, k))
+    def read_forward(s):
+        return read(s, memory.C, (rows.y,))
+
+    reading_ahead(strides, read_forward, forward, tile.state(block.h_in, k), once=once)
     _barrier(call)
 
-    def read_state(i):
+    row_gradients = rows.g_drive, rows.g_step
+
+    def read_backward(i):
         s = strides - 1 - i
         state = tuple(plt.load(memory.states.at[s, pl.ds(p, tile.part), :]) for p in tile.parts)
-        return state, read(s, memory.B)
+        return state, read(s, memory.B, row_gradients)
 
     def backward(i, read, carry):
         g, g_A = carry
@@ -225,34 +244,33 @@ def _states(tile: Tile, block: _Block, k, add_states):
         for token, *_ in tokens[:-1]:
             states.append(advance(states[-1], token, decay(token.delta), form))
         found = []
-        for h, (token, g_y, kept) in zip(reversed(states), reversed(tokens), strict=True):
+        for h, (token, g_y, *kept) in zip(reversed(states), reversed(tokens), strict=True):
             g, g_A, g_token = retreat(g, token, A, decay(token.delta), h, None, g_y, g_A, form)
-            found.append((g_token, kept))
+            found.append((g_token, *kept))
         places = reversed(call.positions(strides - 1 - i))
-        for place, (g_token, kept) in zip(places, found, strict=True):
-            _add(rows.g_u, place, g_token.u, add_states)
-            _add(rows.g_step, place, g_token.delta, add_states)
-            add_column(out.B, memory.B, place, g_token.B, kept)
+        for place, (g_token, g_B_before, before) in zip(places, found, strict=True):
+            add_rows(row_gradients, place, (g_token.drive, g_token.delta), before)
+            add_column(out.B, memory.B, place, g_token.B, g_B_before)
         return g, g_A
 
     zero = jax.tree.map(jnp.zeros_like, A)
-    _, g_A = reading_ahead(strides, read_state, backward, (tile.state(block.g_in, k), zero))
+    _, g_A = reading_ahead(strides, read_backward, backward, (tile.state(block.g_in, k), zero), once=once)
     tile.store_state(out.A, g_A, k > 0)
 
 
 def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
-    """The steps of a chunk and the gradients of its readouts.
-
-    With all threads on different numbers: beside the states, several of them compute the same row.
-    """
+    """The drives and steps of a chunk and the gradients of its readouts, with all threads on different
+    numbers."""
     refs, rows, count = block.inputs, block.memory.rows, _tokens_at_once(tile, tile.width)
 
     def read(i):
-        return tuple(tile.row(x, first + i * count, count) for x in (refs.delta, refs.z, refs.g_out))
+        return tuple(tile.row(x, first + i * count, count) for x in (refs.u, refs.delta, refs.z, refs.g_out))
 
     def some(i, read, _):
-        delta, z, g_out = read
-        _write(rows.step, i * count, tile.step(first + i * count, delta, delta_bias))
+        u, delta, z, g_out = read
+        step = tile.step(first + i * count, delta, delta_bias)
+        _write(rows.drive, i * count, step * u)
+        _write(rows.step, i * count, step)
         _write(rows.g_y, i * count, gate_gradient(g_out, z))
 
     reading_ahead(tile.call.blocks.chunk // count, read, some, None)
@@ -269,7 +287,7 @@ def _after_the_states(tile: Tile, block: _Block, first, D, delta_bias):
 
     def read(i):
         given = refs.u, refs.delta, refs.z, refs.g_out
-        kept = rows.g_u, rows.g_step, rows.y
+        kept = rows.g_drive, rows.g_step, rows.y
         return (
             *(tile.row(x, first + i * count, count) for x in given),
             *(None if x is None else _read(x, i * count, count) for x in kept),
@@ -277,13 +295,13 @@ def _after_the_states(tile: Tile, block: _Block, first, D, delta_bias):
 
     def some(i, read, sums):
         t = first + i * count
-        u, delta, z, g_out, g_scanned, g_step, y = read
+        u, delta, z, g_out, g_drive, g_step, y = read
         y = jnp.zeros_like(u) if y is None else y
         _, gate_vjp = jax.vjp(functools.partial(skip_and_gate, y), u, D, z)
-        _, step_vjp = jax.vjp(functools.partial(tile.step, t), delta, delta_bias)
+        step, step_vjp = jax.vjp(functools.partial(tile.step, t), delta, delta_bias)
         g_u, g_D, g_z = gate_vjp(g_out)
-        g_delta, g_bias = step_vjp(g_step)
-        tile.store_row(out.u, t, g_scanned + (0.0 if D is None else g_u))
+        g_delta, g_bias = step_vjp(g_step + g_drive * u)
+        tile.store_row(out.u, t, g_drive * step + (0.0 if D is None else g_u))
         tile.store_row(out.delta, t, g_delta)
         tile.store_row(out.z, t, g_z)
         return jax.tree.map(jnp.add, sums, (g_D, g_bias))
@@ -305,12 +323,6 @@ def _read(ref, i, count=1):
 
 def _write(ref, i, rows):
     plt.store(ref.at[pl.ds(i, rows.shape[0]), :], rows)
-
-
-def _add(ref, i, row, add):
-    """Adds to what is there, or begins it."""
-    if ref is not None:
-        _write(ref, i, begun(ref.at[pl.ds(i, 1), :], None, add) + row)
 
 
 def _barrier(call: TritonCall):

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from jaxmamba3d.ops.selective_scan.arguments import step_size
-from jaxmamba3d.ops.selective_scan.blocks import TritonBlocks
+from jaxmamba3d.ops.selective_scan.blocks import WARP, TritonBlocks
 from jaxmamba3d.ops.selective_scan.kernel_scan import KernelCall
 from jaxmamba3d.ops.selective_scan.recurrence import CHANNELS_LAST, TileForm
 
@@ -47,6 +47,20 @@ class TritonCall(KernelCall):
     def form(self) -> TileForm:
         """The interpreter knows no instructions."""
         return CHANNELS_LAST if self.options.interpret else _INSTRUCTIONS
+
+    def once(self) -> jax.Array | int:
+        """1, as the compiler cannot know: the grid's length along its first axis, or 1 if that is more."""
+        if self.options.interpret:
+            return 1
+        numbers = jax.ShapeDtypeStruct((WARP,), jnp.int32)
+        (length,) = plt.elementwise_inline_asm(
+            "mov.u32 $0, %nctaid.x;",
+            args=[jnp.zeros(numbers.shape, numbers.dtype)],
+            constraints="=r,r",
+            pack=1,
+            result_shape_dtypes=[numbers],
+        )
+        return jnp.minimum(jnp.max(length), 1)
 
     @property
     def state_tile(self) -> int:
@@ -204,11 +218,12 @@ def spread(column):
     return jax.tree.map(lambda x: x[:, None], column)
 
 
-def reading_ahead(count: int, read, body, carry, first=None):
+def reading_ahead(count: int, read, body, carry, first=None, once=1):
     """carry = body(i, read(i), carry) for i from 0 to `count`; read(i + 1) comes before body(i).
 
     Few programs fit on a processor, too few to hide how long memory takes to answer. `first` is read(0),
-    where that has been read already.
+    where that has been read already. ptxas puts reads off until registers are free, which is late in a long
+    body. It moves none over a branch: with `TritonCall.once` the body is a loop, of one turn.
     """
     zero = lax.full((), 0, jnp.int32)
     first = read(zero) if first is None else first
@@ -218,7 +233,7 @@ def reading_ahead(count: int, read, body, carry, first=None):
     def step(i, carry_and_read):
         carry, current = carry_and_read
         following = read(jnp.minimum(i + 1, count - 1))
-        return body(i, current, carry), following
+        return lax.fori_loop(0, once, lambda _, carry: body(i, current, carry), carry), following
 
     return lax.fori_loop(0, count, step, (carry, first))[0]
 

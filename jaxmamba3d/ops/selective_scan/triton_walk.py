@@ -84,7 +84,8 @@ class Walk:
             for j, (u, B, C) in enumerate(read):
                 place = self._place(k, j)
                 step, *others = (self._row(x, place) for x in given)
-                carry, row = each(Token(u, step, spread(B), spread(C)), *others, carry)
+                drive = None if u is None else step * u
+                carry, row = each(Token(drive, step, spread(B), spread(C)), *others, carry)
                 found = self._with_row(found, place, row)
             return carry, found
 

@@ -27,8 +27,8 @@ numbers, 8 kB; those of two sequences at once more slowly, but training gives ea
 
 
 class InnerScan(Protocol):
-    """Recurrence over one chunk, a `Token` with time in front: u, delta [T, D]; B, C [T, N]. A and states are
-    [N, D]."""
+    """Recurrence over one chunk, a `Token` with time in front: drive, delta [T, D]; B, C [T, N]. A and states
+    are [N, D]."""
 
     @staticmethod
     def outputs(chunk: Token, A: jax.Array, h_in: jax.Array, reverse: bool, keep_states: bool):
@@ -85,14 +85,14 @@ class SequentialScan:
 
 
 def _as_tile(token: Token) -> Token:
-    """u, delta [D] as rows; B, C [N] as columns."""
-    u, delta, B, C = token
-    return Token(u[None], delta[None], B[:, None], C[:, None])
+    """drive, delta [D] as rows; B, C [N] as columns."""
+    drive, delta, B, C = token
+    return Token(drive[None], delta[None], B[:, None], C[:, None])
 
 
 def _from_tile(token: Token) -> Token:
-    u, delta, B, C = token
-    return Token(u[0], delta[0], B[:, 0], C[:, 0])
+    drive, delta, B, C = token
+    return Token(drive[0], delta[0], B[:, 0], C[:, 0])
 
 
 def _prefix_states(A, delta, drive, h_in, reverse):
@@ -115,26 +115,24 @@ class AssociativeScan:
 
     @staticmethod
     def outputs(chunk, A, h_in, reverse, keep_states):
-        u, delta, B, C = chunk
-        drive = (delta * u)[:, None, :] * B[..., None]
-        h = _prefix_states(A, delta, drive, h_in, reverse)
+        drive, delta, B, C = chunk
+        h = _prefix_states(A, delta, drive[:, None, :] * B[..., None], h_in, reverse)
         y = jnp.sum(h * C[..., None], axis=1)
         return h[0 if reverse else -1], y, _shift(h, h_in, reverse) if keep_states else None
 
     @staticmethod
     def gradients(chunk, A, h_before, g_y, g_h, reverse):
-        u, delta, B, C = chunk
+        drive, delta, B, C = chunk
         decay = jnp.exp(delta[:, None, :] * A[None])
-        drive = (delta * u)[:, None, :]
+        drive = drive[:, None, :]
         # The adjoint runs against time; a token's own decay acts on it after it is read, hence the shift.
         delta_of_next = _shift(delta, jnp.zeros_like(delta[0]), not reverse)
         g = _prefix_states(A, delta_of_next, g_y[:, None, :] * C[..., None], g_h, not reverse)
         g_before = g * decay
         g_exponent = g_before * h_before
-        g_drive = jnp.sum(g * B[..., None], axis=1)
         g_chunk = Token(
-            u=g_drive * delta,
-            delta=g_drive * u + jnp.sum(g_exponent * A[None], axis=1),
+            drive=jnp.sum(g * B[..., None], axis=1),
+            delta=jnp.sum(g_exponent * A[None], axis=1),
             B=jnp.sum(g * drive, axis=-1),
             C=jnp.sum(g_y[:, None, :] * (decay * h_before + drive * B[..., None]), axis=-1),
         )
@@ -166,7 +164,8 @@ class _Options:
         if self.length % self.chunk:
             token = index * self.chunk + jnp.arange(self.chunk)
             delta = jnp.where(token[:, None] < self.length, delta, 0.0)
-        return Token(*(x.astype(jnp.float32) for x in (u, delta, B, C)))
+        u, B, C = (x.astype(jnp.float32) for x in (u, B, C))
+        return Token(delta * u, delta, B, C)
 
 
 def _chunk_of(array, index, chunk):
