@@ -34,8 +34,9 @@ from jaxmamba3d.ops.selective_scan.recurrence import (
 )
 from jaxmamba3d.ops.selective_scan.triton_tile import Tile, TritonCall, begun, reading_ahead, spread
 
-ROW_NUMBERS = 4
-"""More would change how Triton spreads tiles over threads, and so the sums over states."""
+ROW_NUMBERS, COLUMN_NUMBERS = 4, 16
+"""Of a thread where rows of channels, or columns, are all there is. More of rows would change how Triton
+spreads tiles over threads, and so the sums over states."""
 
 
 class ChunkRows(NamedTuple):
@@ -119,7 +120,7 @@ def gradient_kernel(
 
 def _begin_column_sums(tile: Tile, memory: GradientMemory):
     """With zeros, which takes fewer instructions than to ask of every summand whether it is the first."""
-    count = _tokens_at_once(tile, tile.call.state_tile)
+    count = _tokens_at_once(tile, tile.call.state_tile, COLUMN_NUMBERS)
     zeros = jnp.zeros((count, tile.call.state_tile), jnp.float32)
 
     def some(i, _):
@@ -133,7 +134,7 @@ def _begin_column_sums(tile: Tile, memory: GradientMemory):
 
 def _store_column_sums(tile: Tile, block: _Block, k):
     """As the gradients of B and C of chunk k."""
-    chunk, count = tile.call.blocks.chunk, _tokens_at_once(tile, tile.call.state_tile)
+    chunk, count = tile.call.blocks.chunk, _tokens_at_once(tile, tile.call.state_tile, COLUMN_NUMBERS)
 
     def some(i, _):
         for ref, kept in ((block.out.B, block.memory.B), (block.out.C, block.memory.C)):
@@ -261,7 +262,7 @@ def _states(tile: Tile, block: _Block, k, add_states):
 def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
     """The drives and steps of a chunk and the gradients of its readouts, with all threads on different
     numbers."""
-    refs, rows, count = block.inputs, block.memory.rows, _tokens_at_once(tile, tile.width)
+    refs, rows, count = block.inputs, block.memory.rows, _tokens_at_once(tile, tile.width, ROW_NUMBERS)
 
     def read(i):
         return tuple(tile.row(x, first + i * count, count) for x in (refs.u, refs.delta, refs.z, refs.g_out))
@@ -278,7 +279,8 @@ def _before_the_states(tile: Tile, block: _Block, first, delta_bias):
 
 def _after_the_states(tile: Tile, block: _Block, first, D, delta_bias):
     """The gradients of u, delta and z of a chunk; returns those of D and delta_bias, [1, tile]."""
-    refs, out, rows, count = block.inputs, block.out, block.memory.rows, _tokens_at_once(tile, tile.width)
+    refs, out, rows = block.inputs, block.out, block.memory.rows
+    count = _tokens_at_once(tile, tile.width, ROW_NUMBERS)
 
     def for_each_token(parameter):
         return None if parameter is None else jnp.broadcast_to(parameter, (count, tile.width))
@@ -311,10 +313,10 @@ def _after_the_states(tile: Tile, block: _Block, first, D, delta_bias):
     return jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums)
 
 
-def _tokens_at_once(tile: Tile, width: int) -> int:
-    """Where rows of `width` are all there is: as many as give every thread `ROW_NUMBERS` numbers."""
+def _tokens_at_once(tile: Tile, width: int, numbers: int) -> int:
+    """As many as give every thread so many numbers, of rows or columns of `width`."""
     blocks = tile.call.blocks
-    return min(blocks.chunk, max(1, ROW_NUMBERS * WARP * blocks.gradient_warps // width))
+    return min(blocks.chunk, max(1, numbers * WARP * blocks.gradient_warps // width))
 
 
 def _read(ref, i, count=1):
