@@ -185,8 +185,9 @@ def _states(tile: Tile, block: _Block, k, add_states):
         """
 
         def row_sum(ref, i):
-            begins = ref is None or add_states is False
-            return None if begins else begun(ref.at[pl.ds(i, 1), :], None, add_states)
+            if ref is None or add_states is False:
+                return None
+            return begun(ref.at[pl.ds(i, 1), :], None, add_states)
 
         def of_token(i):
             drive, step, g_y = (_read(x, i) for x in (rows.drive, rows.step, rows.g_y))
@@ -206,8 +207,8 @@ def _states(tile: Tile, block: _Block, k, add_states):
         else:
             tile.keep_column(sums, i, jax.tree.map(jnp.add, kept, column))
 
-    def add_rows(refs, i, found, kept):
-        for ref, row, before in zip(refs, found, kept, strict=True):
+    def add_rows(sums, i, found, kept):
+        for ref, row, before in zip(sums, found, kept, strict=True):
             if ref is not None:
                 _write(ref, i, row if before is None else before + row)
 
