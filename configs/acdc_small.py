@@ -2,7 +2,7 @@
 
 python train.py configs/acdc_small.py --data.dataset PATH/TO/ACDC
 
-Fold 0, 128 cases to train on, 32 to score; 42 minutes on 2 CPU cores shared with other work:
+Fold 0, 128 cases to train on, 32 to score; half an hour on 2 CPU cores shared with other work:
 
 | net | Dice RV | Dice MLV | Dice LVC | mean Dice | mean HD95 (mm) |
 |---|---:|---:|---:|---:|---:|
